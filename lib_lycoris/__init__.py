@@ -1,0 +1,32 @@
+"""Lyco Studio's library: trains and applies small fine-tunings of Stable Diffusion. Names are resolved when first used; importing does nothing else."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lib_lycoris.errors import NetworkFileError
+    from lib_lycoris.library.load import open_network
+    from lib_lycoris.patching.session import patch
+
+__all__ = ["NetworkFileError", "open_network", "patch"]
+
+_HOMES = {
+    "NetworkFileError": "lib_lycoris.errors",
+    "open_network": "lib_lycoris.library.load",
+    "patch": "lib_lycoris.patching.session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public object called `name`, imported on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

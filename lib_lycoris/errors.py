@@ -31,3 +31,13 @@ class UnknownNetworkError(LycoError, LookupError):
 
 class TrainingError(LycoError, RuntimeError):
     """A training run that can't go on; what was saved before stays."""
+
+
+class BusyError(LycoError, RuntimeError):
+    """Work that can't begin because other work holds the model; the message says which."""
+
+
+def shown(value: object, limit: int = 160) -> str:
+    """`value` as text that is safe inside a one-line message: nothing unprintable, and not longer than `limit` characters."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in str(value))
+    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-limit // 2 + 1 :]}"

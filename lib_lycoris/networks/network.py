@@ -1,0 +1,21 @@
+"""A loaded network: its layers by name and what its file says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lib_lycoris.networks.layer import Layer
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """Layers by the module path that the file spells, metadata as text, where it came from, and how many bytes its tensors take."""
+
+    layers: Mapping[str, Layer]
+    metadata: dict[str, str] = field(default_factory=dict)
+    path: Path | None = None
+    nbytes: int = 0
+    unused: tuple[str, ...] = ()
+    """Keys of the file that belong to no layer: an embedding packed with it, a stray `scalar`."""
