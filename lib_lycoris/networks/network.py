@@ -19,3 +19,5 @@ class Network:
     nbytes: int = 0
     unused: tuple[str, ...] = ()
     """Keys of the file that belong to no layer: an embedding packed with it, a stray `scalar`."""
+    targets: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """For each key of `layers` the (component, name) that files.spelling.normal_name gives it; a layer without one finds no home in a model."""
