@@ -1,0 +1,180 @@
+"""The HTTP routes under `/lycoris/v1/`, over plain callables; the same in the WebUI and in the studio."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+from starlette.concurrency import run_in_threadpool
+
+from lib_lycoris.errors import BusyError, LycoError, UnknownNetworkError
+
+PREFIX = "/lycoris/v1"
+LARGEST_BODY = 1_000_000
+"""Bytes of JSON that a request may carry; a training config has some thousand."""
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True)
+class Callables:
+    """What the routes do, as plain functions of plain values; they raise a `LycoError` where they can't.
+
+    Attributes:
+        networks: gives one mapping for each network on disk.
+        train: takes a training config as nested mappings, starts it, gives the state.
+        state: gives the state of the training that runs or ran last.
+        stop: asks the running training to save and end, gives the state.
+        generate: takes settings of a picture, gives a mapping with pictures; `None` where the host has its own way (the WebUI).
+    """
+
+    networks: Callable[[], Sequence[Mapping[str, Any]]]
+    train: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    state: Callable[[], Mapping[str, Any]]
+    stop: Callable[[], Mapping[str, Any]]
+    generate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Schemas:
+    """The JSON Schemas of what is posted, for the OpenAPI page."""
+
+    train: Mapping[str, Any]
+    generate: Mapping[str, Any] | None = None
+
+
+def add_routes(app: FastAPI, callables: Callables, schemas: Schemas, authorise: Callable[[str, str], bool] | None = None) -> None:
+    """Adds the routes to an app.
+
+    Args:
+        app: the studio's or the WebUI's app.
+        callables: what the routes do.
+        schemas: the record that is described on the OpenAPI page.
+        authorise: says whether a user name and password may come in; without it nobody is asked for them.
+    """
+    def add(method: str, path: str, summary: str, work: Callable[..., Any], body: Mapping[str, Any] | None = None) -> None:
+        described: dict[str, Any] = {"responses": {"4XX": _ERROR}}
+        if body is not None:
+            described["requestBody"] = {"required": True, "content": {"application/json": {"schema": dict(body)}}}
+        app.add_api_route(
+            PREFIX + path, _endpoint(work, body is not None, authorise), methods=[method], summary=summary, tags=["lycoris"],
+            openapi_extra=described, response_class=JSONResponse, name=f"lycoris {method.lower()} {path.strip('/')}",
+        )
+
+    add("GET", "/networks", "The networks on disk", lambda: {"networks": list(callables.networks())})
+    add("POST", "/train", "Start a training; the body is a training config", callables.train, schemas.train)
+    add("GET", "/train", "The training that runs or ran last", callables.state)
+    add("POST", "/train/stop", "Save and end the running training", callables.stop)
+    if callables.generate is not None:
+        add("POST", "/generate", "Generate pictures", callables.generate, schemas.generate or {"type": "object"})
+
+
+def passwords(text: str) -> Callable[[str, str], bool]:
+    """The `authorise` for `add_routes` from the text of the host's `--api-auth`, "user:password,user2:password2"."""
+    known = dict(pair.strip().split(":", 1) for pair in text.split(",") if ":" in pair)
+
+    def authorise(user: str, password: str) -> bool:
+        expected = known.get(user)
+        return expected is not None and secrets.compare_digest(password.encode(), expected.encode())
+
+    return authorise
+
+
+class RefusedError(LycoError, PermissionError):
+    """A request that may not be answered; carries its HTTP status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class BodyError(LycoError, ValueError):
+    """A request's body that can't be read."""
+
+
+def _endpoint(work: Callable[..., Any], takes_body: bool, authorise: Callable[[str, str], bool] | None) -> Callable[..., Any]:
+    async def answer(request: Request) -> JSONResponse:
+        try:
+            _refuse_foreign_origin(request)
+            arguments = (await _read_body(request),) if takes_body else ()
+            return JSONResponse(dict(await run_in_threadpool(work, *arguments)))
+        except LycoError as error:
+            return _error_response(error)
+
+    if authorise is None:
+        return answer
+
+    async def answer_known_users(request: Request, credentials: HTTPBasicCredentials | None = Depends(HTTPBasic(auto_error=False))) -> JSONResponse:  # noqa: B008
+        if credentials is None or not authorise(credentials.username, credentials.password):
+            return _error_response(RefusedError(401, "wrong or missing user name and password: send those of the host's --api-auth"))
+        return await answer(request)
+
+    return answer_known_users
+
+
+def _refuse_foreign_origin(request: Request) -> None:
+    """Raises where a page of another site asks: a browser names a page's origin in `Origin` or `Sec-Fetch-Site`; programs send neither."""
+    origin, host = request.headers.get("origin"), request.headers.get("host", "")
+    if origin is not None and not _is_of(origin, host):
+        raise RefusedError(403, f"origin {origin!r} may not use this server: open the page from the server itself")
+    if origin is None and request.headers.get("sec-fetch-site") == "cross-site":
+        raise RefusedError(403, "a page of another site may not use this server: open the page from the server itself")
+
+
+def _is_of(origin: str, host: str) -> bool:
+    """Whether an origin ("http://name:port", or "null" for a page that has none) is that of the asked host ("name:port").
+
+    The scheme only fills in the port: a proxy in front may speak https for us.
+    """
+    scheme = origin.partition(":")[0]
+    if scheme not in _DEFAULT_PORTS:
+        return False
+    try:
+        parts, own = urlsplit(origin), urlsplit(f"{scheme}://{host}")
+        default = _DEFAULT_PORTS[scheme]
+        return parts.hostname is not None and (parts.hostname, parts.port or default) == (own.hostname, own.port or default)
+    except ValueError:
+        return False
+
+
+async def _read_body(request: Request) -> Mapping[str, Any]:
+    """The posted JSON object.
+
+    Raises:
+        BodyError: too large, no JSON, or no object.
+    """
+    text = b""
+    async for piece in request.stream():
+        text += piece
+        if len(text) > LARGEST_BODY:
+            raise BodyError(f"the request's body is larger than {LARGEST_BODY} bytes: post the settings alone")
+    try:
+        body = json.loads(text)
+    except ValueError as error:
+        raise BodyError(f"the request's body is not JSON ({error}): post one JSON object") from None
+    if not isinstance(body, dict):
+        raise BodyError(f"the request's body is a JSON {type(body).__name__}: post one JSON object")
+    return body
+
+
+def _error_response(error: LycoError) -> JSONResponse:
+    if isinstance(error, RefusedError):
+        status = error.status
+    else:
+        status = next((code for kind, code in _STATUS if isinstance(error, kind)), 400)
+    headers = {"WWW-Authenticate": "Basic"} if status == 401 else None
+    return JSONResponse({"error": str(error)}, status_code=status, headers=headers)
+
+
+_STATUS = ((BusyError, 409), (UnknownNetworkError, 404))
+_ERROR = {
+    "description": "What was wrong, where, and what to do",
+    "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}}},
+}
