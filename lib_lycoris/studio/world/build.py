@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import measure, scenes
+from .. import ldm
+from . import files, measure, scenes
 
 LATENT_SCALE = 0.18215
 """What Stable Diffusion 1 multiplies latents by; the autoencoder's own last layers are fitted so that the product has unit variance."""
@@ -35,7 +36,8 @@ class BuildSettings:
 
     Attributes:
         work: folder of the unfinished state.
-        vae_steps, steps: optimiser steps of the autoencoder and of UNet + text encoder.
+        vae_steps, vae_polish: optimiser steps of the autoencoder, and those after its learning rate was raised once more.
+        steps: optimiser steps of UNet and text encoder.
         batch: pictures a step of the UNet.
         pool: scenes drawn and encoded once for the UNet's training.
         seed: of everything.
@@ -44,7 +46,8 @@ class BuildSettings:
 
     work: Path
     vae_steps: int = 2600
-    steps: int = 5000
+    vae_polish: int = 800
+    steps: int = 4500
     batch: int = 64
     pool: int = 12288
     seed: int = 7
@@ -128,7 +131,8 @@ def train_autoencoder(settings: BuildSettings, say=print) -> nn.Module:
     optimiser = torch.optim.AdamW(vae.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
     state = _State(settings.work / "autoencoder.pt", vae=vae, optimiser=optimiser)
     begin = time.time()
-    for step in range(first := state.load(), settings.vae_steps):
+    total = settings.vae_steps + settings.vae_polish
+    for step in range(first := state.load(), total):
         rng = random.Random(settings.seed * 1_000_003 + step)
         torch.manual_seed(settings.seed * 1_000_003 + step)
         if step % 2:
@@ -144,23 +148,231 @@ def train_autoencoder(settings: BuildSettings, say=print) -> nn.Module:
         divergence = 0.5 * (posterior.mean ** 2 + posterior.var - 1 - posterior.logvar).mean()
         loss = difference.abs().mean() + difference.square().mean() + 1e-4 * divergence
         for group in optimiser.param_groups:
-            group["lr"] = _cosine(step, settings.vae_steps, 1.5e-3)
+            polish = step - settings.vae_steps
+            group["lr"] = _cosine(step, settings.vae_steps, 1.5e-3) if polish < 0 else _cosine(polish, settings.vae_polish, 7e-4)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
-        if (step + 1) % 200 == 0 or step + 1 == settings.vae_steps:
+        if (step + 1) % 200 == 0 or step + 1 == total:
             state.save(step + 1)
             scores = reconstruction_scores(vae, device=settings.device)
-            say(f"autoencoder {step + 1}/{settings.vae_steps} loss {loss.item():.4f} kl {divergence.item():.2f} reconstructed: shape {scores['shape']:.1%} "
+            say(f"autoencoder {step + 1}/{total} loss {loss.item():.4f} kl {divergence.item():.2f} reconstructed: shape {scores['shape']:.1%} "
                 f"colour {scores['colour']:.1%} error {scores['error']:.1f}/255 lr {optimiser.param_groups[0]['lr']:.1e} "
                 f"{(time.time() - begin) / (step + 1 - first):.2f} s a step", flush=True)
     vae.eval().requires_grad_(False)
     return vae
 
 
-if __name__ == "__main__":
-    import sys
-    work = Path(sys.argv[1]); work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(2)
-    train_autoencoder(BuildSettings(work))
+def whiten(vae: nn.Module, latents: Tensor) -> None:
+    """Folds a shift and a scale per channel into the autoencoder's 1×1 layers, so that LATENT_SCALE × latents has mean 0 and variance 1.
+
+    Args:
+        vae: changed in place; what it reconstructs stays the same.
+        latents: means of the posterior [N,4,h,w] that it gives now.
+    """
+    mean, scale = latents.mean((0, 2, 3)), 1 / (LATENT_SCALE * latents.std((0, 2, 3)))
+    with torch.no_grad():
+        quant, post = vae.quant_conv, vae.post_quant_conv
+        channels = len(mean)
+        post.bias += post.weight[:, :, 0, 0] @ mean
+        post.weight /= scale[None, :, None, None]
+        quant.bias[:channels] = (quant.bias[:channels] - mean) * scale
+        quant.weight[:channels] *= scale[:, None, None, None]
+        quant.bias[channels:] += 2 * scale.log()
+
+
+def draw_pool(settings: BuildSettings, vae: nn.Module, say=print) -> tuple[list[scenes.Scene], Tensor]:
+    """Scenes to learn from, none of them held back, and the means of their latents [N,4,h,w], unscaled."""
+    rng = random.Random(settings.seed)
+    pool: list[scenes.Scene] = []
+    while len(pool) < settings.pool:
+        scene = scenes.draw_scene(rng)
+        if not scenes.held_back(scene):
+            pool.append(scene)
+    path = settings.work / "latents.pt"
+    if path.exists():
+        return pool, torch.load(path, weights_only=True)
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(pool), 64):
+            batch = pictures_to_tensor(np.stack([scenes.render(scene) for scene in pool[start:start + 64]])).to(settings.device)
+            parts.append(vae.encode(batch).latent_dist.mode().cpu())
+    latents = torch.cat(parts).contiguous()
+    torch.save(latents, path)
+    say(f"latents of {len(pool)} scenes drawn", flush=True)
+    return pool, latents
+
+
+def make_denoiser() -> tuple[nn.Module, nn.Module]:
+    """An untrained UNet (diffusers' UNet2DConditionModel) and text model (transformers' CLIPTextModel).
+
+    The last layer of every residual part starts at zero, as the original UNet's do.
+    """
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    unet, text = UNet2DConditionModel(**UNET_CONFIG), CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG))
+    for name, module in unet.named_modules():
+        if name == "conv_out" or name.endswith(("proj_out", "conv2")):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(text.get_input_embeddings().weight, std=0.1)
+    return unet, text
+
+
+class _Average:
+    """A moving average of parameters (EMA) that warms up: min(decay, (1+n)/(10+n))."""
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float = 0.998):
+        self.parameters, self.decay = parameters, decay
+        self.values = [p.detach().clone() for p in parameters]
+
+    def update(self, step: int) -> None:
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], share)
+
+    def swap(self) -> None:
+        """Exchanges averages and parameters; called twice it changes nothing."""
+        for value, parameter in zip(self.values, self.parameters, strict=True):
+            kept = parameter.detach().clone()
+            parameter.data.copy_(value)
+            value.copy_(kept)
+
+    def state_dict(self) -> dict:
+        return {str(i): value for i, value in enumerate(self.values)}
+
+    def load_state_dict(self, saved: dict) -> None:
+        for i, value in enumerate(self.values):
+            value.copy_(saved[str(i)])
+
+
+def alphas_cumprod() -> Tensor:
+    """Stable Diffusion's noise schedule: ᾱ [1000] float32 from betas that are linear in their square root, 0.00085 to 0.012."""
+    return (1 - torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2).cumprod(0).float()
+
+
+def train_denoiser(settings: BuildSettings, pool: list[scenes.Scene], latents: Tensor, tokenize, evaluate, say=print) -> tuple[nn.Module, nn.Module]:
+    """The trained UNet and text model, with averaged weights.
+
+    Args:
+        pool, latents: the scenes and their scaled latents [N,4,h,w].
+        tokenize: captions to ids [N,77].
+        evaluate: called with (unet, text) now and then; gives words for the log.
+    """
+    torch.manual_seed(settings.seed)
+    unet, text = (part.to(settings.device) for part in make_denoiser())
+    parameters = [*unet.parameters(), *text.parameters()]
+    table = text.get_input_embeddings().weight
+    decayed = [p for p in parameters if p.ndim > 1 and p is not table]
+    kept = [p for p in parameters if p.ndim <= 1 or p is table]
+    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01}, {"params": kept, "weight_decay": 0.0}], betas=(0.9, 0.98), fused=True)
+    average = _Average(parameters)
+    state = _State(settings.work / "denoiser.pt", unet=unet, text=text, optimiser=optimiser, average=average)
+    signal = alphas_cumprod().to(settings.device)
+    half = settings.batch // 2
+    begin, losses = time.time(), []
+    for step in range(first := state.load(), settings.steps):
+        seed = settings.seed * 1_000_003 + step
+        rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        chosen = [rng.randrange(len(pool)) for _ in range(half)]
+        captions = ["" if rng.random() < 0.1 else scenes.caption(pool[i], rng) for i in chosen]
+        ids = tokenize(captions).to(settings.device)
+        # every picture twice, at mirrored times: half the text encoder's work, and a steadier loss
+        t = torch.randint(0, 1000, (half,), generator=generator)
+        t = torch.cat([t, 999 - t]).to(settings.device)
+        x = latents[chosen].repeat(2, 1, 1, 1).to(settings.device)
+        noise = torch.randn(x.shape, generator=generator).to(settings.device)
+        a = signal[t].view(-1, 1, 1, 1)
+        context = text(ids).last_hidden_state
+        predicted = unet(a.sqrt() * x + (1 - a).sqrt() * noise, t, context.repeat(2, 1, 1)).sample
+        ratio = signal[t] / (1 - signal[t])
+        # min-SNR-5 (Hang et al. 2023, eq. 8) for a model that predicts the noise
+        loss = ((predicted - noise).square().mean((1, 2, 3)) * ratio.clamp(max=5) / ratio).mean()
+        for group in optimiser.param_groups:
+            group["lr"] = _cosine(step, settings.steps, 1.2e-3, 200)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        average.update(step)
+        losses.append(loss.item())
+        if (step + 1) % 500 == 0 or step + 1 == settings.steps:
+            state.save(step + 1)
+            average.swap()
+            words = evaluate(unet, text)
+            average.swap()
+            say(f"denoiser {step + 1}/{settings.steps} loss {np.mean(losses[-500:]):.4f} {words} lr {optimiser.param_groups[0]['lr']:.1e} "
+                f"{(time.time() - begin) / (step + 1 - first):.2f} s a step", flush=True)
+    average.swap()
+    for part in (unet, text):
+        part.eval().requires_grad_(False)
+    return unet, text
+
+
+def _say_followed(vae: nn.Module, tokenize, settings: BuildSettings):
+    """A function that samples held-back captions with the unfinished model and says how many are followed."""
+    from diffusers import DDIMScheduler
+
+    asked = scenes.held_back_scenes(64, seed=3)
+    with_empty = tokenize([scenes.caption(scene) for scene in asked] + [""]).to(settings.device)
+
+    @torch.no_grad()
+    def evaluate(unet: nn.Module, text: nn.Module) -> str:
+        sampler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
+        sampler.set_timesteps(12)
+        context = text(with_empty).last_hidden_state
+        context = torch.cat([context[:-1], context[-1:].expand(len(asked), -1, -1)])
+        x = torch.randn(len(asked), 4, 8, 8, generator=torch.Generator().manual_seed(11)).to(settings.device)
+        for t in sampler.timesteps:
+            positive, negative = unet(x.repeat(2, 1, 1, 1), t, context).sample.chunk(2)
+            x = sampler.step(negative + 4 * (positive - negative), t, x).prev_sample
+        found = [measure.read_picture(p) for p in tensor_to_pictures(vae.decode(x / LATENT_SCALE).sample)]
+        shares = {part: np.mean([getattr(f, part) == getattr(a, part) for f, a in zip(found, asked, strict=True)])
+                  for part in ("shape", "colour", "size", "position", "background")}
+        return "followed: " + " ".join(f"{part} {share:.0%}" for part, share in shares.items())
+
+    return evaluate
+
+
+def build(settings: BuildSettings, say=print) -> dict[str, Tensor]:
+    """The finished checkpoint's tensors in the original (LDM) layout, float16."""
+    from ..bpe import make_tokenizer, tokenize
+
+    settings.work.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer()
+
+    def to_ids(captions: list[str]) -> Tensor:
+        texts = [[49406, *tokenize(tokenizer, text)[:75]] for text in captions]
+        return torch.tensor([ids + [49407] * (77 - len(ids)) for ids in texts])
+
+    vae = train_autoencoder(settings, say)
+    pool, latents = draw_pool(settings, vae, say)
+    whiten(vae, latents)
+    mean, std = latents.mean((0, 2, 3), keepdim=True), latents.std((0, 2, 3), keepdim=True)
+    unet, text = train_denoiser(settings, pool, (latents - mean) / std, to_ids, _say_followed(vae, to_ids, settings), say)
+    return ldm.make_checkpoint(unet.state_dict(), vae.state_dict(), text.state_dict())
+
+
+def write_world(tensors: dict[str, Tensor], folder: Path | None = None) -> Path:
+    """The written checkpoint's path; its yaml and the text model's config lie beside it.
+
+    Args:
+        tensors: as `build` gives them.
+        folder: where to; the package's own folder by default.
+    """
+    from safetensors.torch import save_file
+
+    folder = folder or files.FOLDER
+    (folder / files.CLIP_FOLDER.name).mkdir(parents=True, exist_ok=True)
+    path = folder / files.CHECKPOINT.name
+    half = {name: tensor.half().contiguous() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    save_file(half, path, metadata={"format": "pt", "modelspec.title": "Lyco Studio's world", "modelspec.architecture": "stable-diffusion-v1",
+                                    "modelspec.license": "Apache-2.0"})
+    channels = UNET_CONFIG["block_out_channels"]
+    config = files.make_config(UNET_CONFIG["attention_head_dim"], channels[0], [c // channels[0] for c in channels], UNET_CONFIG["cross_attention_dim"],
+                               VAE_CONFIG["block_out_channels"][0], [1, 1, 1, 1], files.CLIP_FOLDER.name)
+    (folder / files.CONFIG.name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    text = {"model_type": "clip_text_model", "layer_norm_eps": 1e-5, "attention_dropout": 0.0, **TEXT_CONFIG}
+    (folder / files.CLIP_FOLDER.name / "config.json").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+    return path

@@ -87,7 +87,7 @@ def polygon_distance(x: np.ndarray, y: np.ndarray, corners: list[tuple[float, fl
     return np.where(inside, -distance, distance)
 
 
-_STAR = [(r * math.sin(math.pi * k / 5), -r * math.cos(math.pi * k / 5)) for k in range(10) for r in [1.08 if k % 2 == 0 else 0.46]]
+_STAR = [(r * math.sin(math.pi * k / 5), -r * math.cos(math.pi * k / 5)) for k in range(10) for r in [1.08 if k % 2 == 0 else 0.5]]
 
 
 def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
