@@ -29,5 +29,8 @@ class Layer(Protocol):
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether `delta` can be given for a weight of this shape."""
 
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """Two float32 factors [O,R] and [R,I·K·K], scale inside, whose product is ΔW; None for a kind whose ΔW is no single product."""
+
     def tensors(self) -> dict[str, Tensor]:
         """The parameters as a file spells them: {"lora_up.weight": …, "alpha": …}; detached, on the layer's device, and of its dtype."""

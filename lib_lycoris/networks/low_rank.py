@@ -19,8 +19,8 @@ NAMES = ("lora_up.weight", "lora_down.weight", "lora_mid.weight", "lora_up.bias"
 class LowRankLayer(nn.Module):
     """The low-rank difference of one linear layer or convolution, loaded or in training.
 
-    Its parameters are `lora_down.weight` [R,I(,K,K)], `lora_up.weight` [O,R(,1,1)], and where a file has them `lora_mid.weight` [R,R,K,K] and `lora_up.bias` [O].
-    A linear layer's may be 4-D and a 1×1 convolution's 2-D: what counts is the number of values.
+    Its parameters are `lora_down.weight` [R,I(,K,K)], `lora_up.weight` [O,R(,1,1)], and where a file has them `lora_mid.weight` [R,R,K,K]
+    and `lora_up.bias` [O]. A linear layer's may be 4-D and a 1×1 convolution's 2-D: what counts is the number of values.
     """
 
     algorithm = "lora"
@@ -99,6 +99,12 @@ class LowRankLayer(nn.Module):
         rows, columns = self._size()
         return len(shape) > 1 and shape[0] == rows and math.prod(shape[1:]) == columns
 
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """up [O,R] with the scale in it and down [R,I·K·K], both float32, whose product is ΔW in two dimensions; None where a Tucker core stands between."""
+        if self.lora_mid is not None:
+            return None
+        return self._scaled(self.lora_up.weight).flatten(1), self.lora_down.weight.float().flatten(1)
+
     def tensors(self) -> dict[str, Tensor]:
         named = {name: parameter.detach() for name, parameter in self.named_parameters()}
         return {**named, "alpha": torch.tensor(self.alpha, dtype=torch.float32)}
@@ -110,7 +116,8 @@ class LowRankLayer(nn.Module):
 
     def _check(self, shape: Sequence[int]) -> None:
         if not self.fits(shape):
-            raise NetworkFileError(f"a low-rank delta of {' × '.join(map(str, self._size()))} does not fit a weight of shape {list(shape)}: made for another model")
+            size = " × ".join(map(str, self._size()))
+            raise NetworkFileError(f"a low-rank delta of {size} does not fit a weight of shape {list(shape)}: the network was made for another model")
 
     def _scaled(self, up: Tensor) -> Tensor:
         # in float32, before any cast to half: a small scale times a small value must not round away

@@ -1,0 +1,62 @@
+"""A file's key ↔ the module path and the parameter's name. Pure text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_KOHYA = re.compile(r"(?:lora_(?:unet|te\d?|transformer|prior_te)|oft_unet|lycoris)_[^.]+")
+# An adapter's name ("default") stands between the factor and "weight" in raw PEFT dumps.
+_PEFT = re.compile(r"(.+)\.lora_([AB])(?:\.[^.]+)?\.(weight|bias)")
+_ADALORA = re.compile(r"(.+)\.(lora_[ABE]|ranknum)(?:\.(?!weight$|bias$)[^.]+)?")
+_DIFFUSERS = re.compile(r"(.+?)(?:_lora|\.lora|\.lora_linear_layer|\.lora_conv2d_layer)\.(down|up|alpha)(?:\.(weight|bias))?")
+_NAMED = re.compile(
+    r"(.+)\.(lora_(?:up|down|mid)\.weight|lora_up\.bias|alpha|scale|dora_scale|lora_magnitude_vector|lora_embedding_[AB]|bias_(?:indices|values|size)"
+    r"|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12])|(?:[ab][12]|bm)\.weight|oft_(?:blocks|diag)|oft_R\.(?:weight|scaled_oft)|rescale|boft_[Rs]"
+    r"|on_input|ia3_l|[wb]_norm|diff(?:_b)?|set_weight)(?:\.(?:default|weight))?"
+)
+_FACTORS = {("A", "weight"): "lora_down.weight", ("B", "weight"): "lora_up.weight", ("B", "bias"): "lora_up.bias", ("A", "bias"): "lora_down.bias"}
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """The module path as the file spells it and the parameter's name as kohya and LyCORIS spell it, or None for a key that is no network's.
+
+    "unet.….to_q.lora.down.weight" → ("unet.….to_q", "lora_down.weight"); "lora_unet_….alpha" → ("lora_unet_…", "alpha").
+    """
+    if key.startswith(("ip_adapter", "bundle_emb.")):  # they have low-rank factors or scales of their own inside
+        return None
+    head, dot, rest = key.partition(".")
+    if dot and _KOHYA.fullmatch(head) and not rest.startswith(("lora.", "lora_A", "lora_B")):
+        return head, rest
+    if match := _PEFT.fullmatch(key):
+        return match[1], _FACTORS[match[2], match[3]]
+    if match := _DIFFUSERS.fullmatch(key):
+        return match[1], "alpha" if match[2] == "alpha" else f"lora_{match[2]}.{match[3] or 'weight'}"
+    if match := _ADALORA.fullmatch(key) or _NAMED.fullmatch(key):
+        return match[1], match[2]
+    return None
+
+
+# What else people put into a network folder: marks in its keys, and what it is.
+_FOREIGN = (
+    (r"bundle_emb\.|string_to_param|string_to_token|emb_params$|^clip_[lgh]$", "a textual-inversion embedding; use it by its name in the prompt"),
+    (r"lllite_", "a ControlNet-LLLite, which the ControlNet extension loads"),
+    (r"^ip_adapter|^image_proj", "an IP-Adapter, which the ControlNet extension loads"),
+    (r"control_model\.|input_hint_block|zero_convs|controlnet_|^controlnet", "a ControlNet; put it into models/ControlNet"),
+    (r"^(unet|text_encoder):\d+:(up|down)|lora_block\.W_(up|down)", "a network in cloneofsimo's or HCP's form, not supported yet; convert it to kohya's form"),
+    (r"^(adapter\.)?body\.\d+\.", "a T2I-Adapter; it is chosen in the adapter list, not by a tag in the prompt"),
+    (r"^(model\.)?diffusion_model\.|first_stage_model\.|cond_stage_model\.|conditioner\.", "a whole checkpoint; put it into models/Stable-diffusion"),
+    (r"^(down|up)_blocks\.|^mid_block\.", "a whole UNet in diffusers' form; load it as a model"),
+    (r"^(encoder|decoder)\.(conv_in|down|up|mid)|quant_conv", "a VAE; put it into models/VAE"),
+    (r"^text_model\.|^transformer\.(resblocks|text_model)", "a text encoder; load it as a part of a model"),
+)
+
+
+def describe_foreign(keys: Iterable[str]) -> str | None:
+    """What a file with these keys is when it is none of our networks, and what to do with it; None when nothing known."""
+    keys = list(keys)
+    for pattern, description in _FOREIGN:
+        mark = re.compile(pattern)
+        if any(mark.search(key) for key in keys):
+            return description
+    return None
