@@ -1,0 +1,28 @@
+"""What gradio 3.41 (the WebUI's) and gradio 6 (the studio's) spell differently, in one place."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+
+HAS_TIMER = hasattr(gr, "Timer")
+
+
+def poll(blocks: gr.Blocks, look: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], seconds: float = 1.0) -> None:
+    """Calls `look` every so many seconds for as long as a page is open.
+
+    A component's own `every` would be registered twice where the WebUI renders our blocks into its page, and so is not used.
+    gradio 3.41 repeats only through its queue; where that is off, use a button instead (`TrainPage.polls`).
+    """
+    if HAS_TIMER:
+        gr.Timer(seconds).tick(look, list(inputs), list(outputs), show_progress="hidden", queue=False, api_name=False)
+    else:
+        blocks.load(look, list(inputs), list(outputs), every=seconds, show_progress=False, api_name=False)
+
+
+def copyable() -> dict[str, Any]:
+    """The argument that gives a text box a copy button."""
+    return {"buttons": ["copy"]} if "buttons" in inspect.signature(gr.Textbox.__init__).parameters else {"show_copy_button": True}

@@ -1,0 +1,131 @@
+"""A form's fields, made from the record that command line and API use too, so that the page can't differ from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from ..training.config import Setting
+
+_LABELS = {
+    "data.folders": "Folders with pictures, one a line",
+    "output.name": "Name of the network",
+    "network.kind": "Kind of network",
+    "network.conv_rank": "Rank of convolutions",
+    "network.conv_alpha": "Alpha of convolutions",
+    "network.targets": "Groups of layers",
+    "output.dtype": "Number format of the file",
+    "model.v_prediction": "Velocity prediction",
+    "training.min_snr_gamma": "Min-SNR gamma",
+    "training.max_grad_norm": "Largest gradient norm",
+    "generate.negative": "Negative prompt",
+    "generate.cfg": "CFG scale",
+    "generate.batch": "Pictures",
+}
+
+
+def label(setting: Setting) -> str:
+    """A field's name on the page: "Learning rate"."""
+    return _LABELS.get(setting.key) or setting.name.replace("_", " ").capitalize()
+
+
+def explanation(setting: Setting) -> str:
+    """The sentence under a field: its help, and for a number its range."""
+    if setting.kind not in ("number", "whole number"):
+        return setting.help
+    expected = setting.expected().removesuffix(", or left out")
+    return f"{setting.help} {expected[0].upper()}{expected[1:]}."
+
+
+def element_id(setting: Setting) -> str:
+    """The id of a field's element in the page."""
+    return "lycoris_" + setting.key.replace(".", "_")
+
+
+class Form:
+    """The fields of a record on a page.
+
+    Args:
+        record: the settings, in the record's order; each gets a field.
+        defaults: what a field starts with, by key, where that differs from the record's own default.
+        choices: by key, what a field offers that the record takes as free text.
+    """
+
+    def __init__(self, record: Sequence[Setting], defaults: Mapping[str, Any] | None = None, choices: Mapping[str, Sequence[str]] | None = None) -> None:
+        self._record = {setting.key: setting for setting in record}
+        self._defaults = dict(defaults or {})
+        self._choices = dict(choices or {})
+        self._fields: dict[str, Any] = {}
+
+    def draw(self, *keys: str) -> None:
+        """Draws the fields of these settings beside each other."""
+        if len(keys) == 1:
+            self._draw(keys[0])
+            return
+        with gr.Row():
+            for key in keys:
+                self._draw(key)
+
+    def draw_rest(self, titles: Mapping[str, str]) -> None:
+        """Draws all settings that have no field yet, folded, those of each section under its title."""
+        for section, title in titles.items():
+            keys = [key for key, setting in self._record.items() if setting.section == section and key not in self._fields]
+            if not keys:
+                continue
+            with gr.Accordion(title, open=False):
+                for start in range(0, len(keys), 2):
+                    self.draw(*keys[start:start + 2])
+
+    def field(self, key: str) -> Any:
+        """The field of a setting that was drawn."""
+        return self._fields[key]
+
+    def components(self) -> list[Any]:
+        """The fields, in the order in which `config` takes their values."""
+        return list(self._fields.values())
+
+    def keys(self) -> list[str]:
+        """The settings that have a field."""
+        return list(self._fields)
+
+    def config(self, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
+        """The record that the fields' values make, as nested plain values; an empty optional field is left out."""
+        sections: dict[str, dict[str, Any]] = {}
+        for key, value in zip(self._fields, values, strict=True):
+            setting = self._record[key]
+            value = _plain(setting, value)
+            if value is not None or not setting.optional:
+                sections.setdefault(setting.section, {})[setting.name] = value
+        return sections
+
+    def _draw(self, key: str) -> None:
+        setting = self._record[key]
+        self._fields[key] = _component(setting, self._defaults.get(key, setting.default), self._choices.get(key) or setting.choices)
+
+
+def _plain(setting: Setting, value: Any) -> Any:
+    """A field's value as the config takes it."""
+    if setting.kind == "list of texts":
+        texts = value if isinstance(value, list) else [line.strip() for line in str(value or "").splitlines()]
+        return [text for text in texts if text] or (None if setting.optional else [])
+    if setting.kind == "text":
+        return (str(value).strip() if value is not None else "") or (None if setting.optional else "")
+    return value
+
+
+def _component(setting: Setting, value: Any, choices: Sequence[str] | None) -> Any:
+    """The gradio field of a setting."""
+    about = {"label": label(setting), "info": explanation(setting), "elem_id": element_id(setting), "interactive": True}
+    if setting.kind == "list of texts" and choices:
+        return gr.CheckboxGroup(choices=list(choices), value=list(value or ()), **about)
+    if choices:
+        return gr.Dropdown(choices=list(choices), value=value, **about)
+    if setting.kind == "list of texts":
+        return gr.Textbox(value="\n".join(value or ()), lines=2, **about)
+    if setting.kind == "yes or no":
+        return gr.Checkbox(value=value, **about)
+    if setting.kind in ("number", "whole number"):
+        return gr.Number(value=value, precision=0 if setting.kind == "whole number" else None, **about)
+    return gr.Textbox(value=value or "", **about)

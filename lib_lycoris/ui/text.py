@@ -1,0 +1,65 @@
+"""Small pieces of the page that are more than one component's value; whatever a user, a file or a model named is put in as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+CSS = """
+.lycoris-progress progress { width: 100%; height: 0.75rem; }
+.lycoris-progress p { margin: 0.35rem 0; overflow-wrap: anywhere; }
+.lycoris-problem p { margin: 0; padding: 0.6rem 0.8rem; border-left: 4px solid #c2410c; background: rgba(234, 88, 12, 0.12); overflow-wrap: anywhere; }
+.lycoris-head h1 { margin: 0.2rem 0 0; font-size: 1.35rem; }
+.lycoris-head p { margin: 0 0 0.3rem; opacity: 0.8; overflow-wrap: anywhere; }
+"""
+
+_PHASES = {
+    "idle": "Nothing is being trained.",
+    "preparing": "Preparing: loading the model and the pictures",
+    "running": "Training",
+    "stopping": "Stopping: the network is being saved",
+    "done": "Done",
+    "stopped": "Stopped, and saved",
+    "failed": "Failed",
+}
+
+
+def heading(title: str, line: str) -> str:
+    """HTML of the page's title and what it works with."""
+    return f"<h1>{escape(title)}</h1><p>{escape(line)}</p>"
+
+
+def problems(lines: Sequence[str]) -> str:
+    """HTML of what went wrong, a paragraph a line, read out by screen readers; nothing for no lines."""
+    if not lines:
+        return ""
+    return '<div role="alert">' + "".join(f"<p>{escape(line)}</p>" for line in lines) + "</div>"
+
+
+def progress(state: Mapping[str, Any]) -> str:
+    """HTML of how far a training is: a sentence and a bar."""
+    phase = state.get("phase", "idle")
+    words = [_PHASES.get(phase, str(phase))]
+    step, steps = state.get("step") or 0, state.get("steps") or 0
+    if phase != "idle" and state.get("name"):
+        words[0] += f" ({state['name']})"
+    if step:
+        words.append(f"step {step} of {steps}")
+        if state.get("loss") is not None:
+            words.append(f"loss {state['loss']:.4f}")
+        words.append(f"{duration(state.get('seconds') or 0)} so far")
+    if phase == "running" and state.get("seconds_left") is not None:
+        words.append(f"about {duration(state['seconds_left'])} left")
+    bar = f'<progress aria-label="Progress of the training" max="{int(steps) or 1}" value="{int(step)}"></progress>' if phase != "idle" else ""
+    return f"<p>{escape(' · '.join(words))}</p>{bar}"
+
+
+def duration(seconds: float) -> str:
+    """A time in words: "45 s", "12 min 5 s", "2 h 3 min"."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

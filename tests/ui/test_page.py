@@ -1,0 +1,176 @@
+"""The page is built from the records, its labels belong to its fields, and what users and files name stays text."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+with warnings.catch_warnings():
+    # gradio 3.41 warns of its own dependencies at import.
+    warnings.simplefilter("ignore")
+    gr = pytest.importorskip("gradio")
+
+from lib_lycoris.errors import ConfigError  # noqa: E402
+from lib_lycoris.training.config import KINDS, TrainConfig, settings  # noqa: E402
+from lib_lycoris.training.job import JobState  # noqa: E402
+from lib_lycoris.training.setting import Setting  # noqa: E402
+from lib_lycoris.ui import text  # noqa: E402
+from lib_lycoris.ui.fields import element_id, explanation, label  # noqa: E402
+from lib_lycoris.ui.generate import GeneratePage, insert_tag  # noqa: E402
+from lib_lycoris.ui.page import make_page  # noqa: E402
+from lib_lycoris.ui.train import FIRST, TrainPage, _make_look, draw_train, train_settings  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # gradio's own; the rule "warnings are errors" is for what this project does
+
+
+def a_setting(name, kind, default, **more):
+    plain = dict(optional=False, help=f"About {name}.", minimum=None, maximum=None, choices=None, not_yet=(), multiple=None, above_minimum=False)
+    return Setting(section="generate", name=name, kind=kind, default=default, **{**plain, **more})
+
+
+RECORD = [
+    a_setting("prompt", "text", ""), a_setting("negative", "text", ""), a_setting("seed", "whole number", -1, minimum=-1, maximum=2**63 - 1),
+    a_setting("steps", "whole number", 20, minimum=1, maximum=1000), a_setting("sampler", "text", "Euler a"), a_setting("width", "whole number", 128),
+    a_setting("height", "whole number", 128), a_setting("cfg", "number", 7.0, minimum=0, maximum=100), a_setting("clip_skip", "whole number", 1),
+    a_setting("batch", "whole number", 1),
+]
+
+
+class Desk:
+    """A train page's callables that remember what they were handed."""
+
+    def __init__(self, state=None):
+        self.configs = []
+        self._state = state or JobState()
+
+    def page(self, **more):
+        return TrainPage(start=self.configs.append, stop=lambda: None, state=lambda: self._state.to_dict(), check=lambda config: ["8 pictures"], **more)
+
+
+def a_generate_page():
+    return GeneratePage(RECORD, lambda values, tell: {"pictures": [], "problems": []}, lambda: None, lambda: ["dog"], choices={"generate.sampler": ["Euler a", "DDIM"]})
+
+
+def train_form(page):
+    with gr.Blocks() as blocks:
+        form = draw_train(blocks, page)
+    return blocks, form
+
+
+def values_of(form):
+    return [component.value for component in form.components()]
+
+
+def test_every_setting_of_the_config_has_exactly_one_field_but_those_that_the_host_decides():
+    page = Desk().page()
+    form = train_form(page)[1]
+    assert sorted(form.keys()) == sorted(setting.key for setting in settings() if setting.key != "model.checkpoint")
+    assert len(form.components()) == len(train_settings(page))
+
+
+def test_the_untouched_form_is_the_default_config():
+    form = train_form(Desk().page())[1]
+    assert TrainConfig.from_dict(form.config(values_of(form))) == TrainConfig()
+
+
+def test_the_hosts_defaults_reach_the_config():
+    form = train_form(Desk().page(defaults={"data.resolution": 128, "data.folders": ("a", "b"), "training.steps": 7}))[1]
+    config = TrainConfig.from_dict(form.config(values_of(form)))
+    assert (config.data.resolution, config.data.folders, config.training.steps) == (128, ("a", "b"), 7)
+
+
+def test_a_beginner_sees_six_fields():
+    assert len([key for row in FIRST for key in row]) == 6
+
+
+def test_every_field_has_its_own_label_its_sentence_and_its_element():
+    form = train_form(Desk().page())[1]
+    record = {setting.key: setting for setting in settings()}
+    for key, component in zip(form.keys(), form.components(), strict=True):
+        assert component.label == label(record[key])
+        assert component.info == explanation(record[key])
+        assert component.elem_id == element_id(record[key])
+    labels = [component.label for component in form.components()]
+    assert len(set(labels)) == len(labels)
+
+
+def test_a_field_with_choices_offers_what_the_record_takes():
+    form = train_form(Desk().page())[1]
+    assert [choice[1] if isinstance(choice, tuple) else choice for choice in form.field("network.kind").choices] == list(KINDS)
+
+
+def test_the_studios_page_is_built_with_both_tabs_and_no_element_twice():
+    blocks = make_page(Desk().page(), a_generate_page(), "world")
+    ids = [block.elem_id for block in blocks.blocks.values() if getattr(block, "elem_id", None)]
+    assert len(set(ids)) == len(ids)
+    assert {"lycoris_tab_generate", "lycoris_tab_train", "lycoris_start", "lycoris_generate_prompt", "lycoris_data_folders"} <= set(ids)
+
+
+def handlers(blocks):
+    """The page's own functions, by the ids of their outputs' elements."""
+    functions = blocks.fns.values() if isinstance(blocks.fns, dict) else blocks.fns
+    return [function.fn for function in functions if function.fn is not None]
+
+
+def test_the_page_polls_once_a_second_and_not_at_all_where_it_may_not():
+    for polls in (True, False):
+        blocks, _ = train_form(Desk().page(polls=polls))
+        timers = [block for block in blocks.blocks.values() if type(block).__name__ == "Timer"]
+        repeated = [one for one in getattr(blocks, "dependencies", []) if one.get("every")]
+        assert len(timers) + len(repeated) == (1 if polls else 0)
+
+
+def test_a_look_at_what_is_shown_already_changes_nothing():
+    look = _make_look(Desk(JobState(version=3, phase="running", name="dog", step=2, steps=9)).page())
+    first = look("")
+    assert first[-1] == "3"
+    unchanged = look("3")
+    assert len(unchanged) == len(first)
+    assert all(value == gr.update() for value in unchanged)
+
+
+@pytest.mark.parametrize(("phase", "may_start", "may_stop"), [
+    ("idle", True, False), ("preparing", False, True), ("running", False, True), ("stopping", False, False), ("done", True, False), ("failed", True, False),
+])
+def test_start_and_stop_can_be_pressed_only_when_they_would_work(phase, may_start, may_stop):
+    shown = _make_look(Desk(JobState(version=1, phase=phase)).page())("")
+    assert (shown[4]["interactive"], shown[5]["interactive"]) == (may_start, may_stop)
+
+
+def test_start_hands_over_the_config_and_shows_an_error_as_text():
+    desk = Desk()
+    blocks, form = train_form(desk.page())
+    values = values_of(form)
+    starts = [handler for handler in handlers(blocks) if handler.__name__ == "start_training"]
+    assert starts[0](*values) == ""
+    assert desk.configs == [form.config(values)]
+
+    def refuse(config):
+        raise ConfigError("data.folders = <img src=x onerror=alert(1)>: no folder")
+
+    page = Desk().page()
+    blocks, form = train_form(TrainPage(refuse, page.stop, page.state, page.check))
+    answer = next(handler for handler in handlers(blocks) if handler.__name__ == "start_training")(*values_of(form))
+    assert "no folder" in answer
+    assert "<img" not in answer
+
+
+def test_nothing_that_a_user_or_a_file_names_becomes_html():
+    nasty = "<script>alert(1)</script>"
+    for html in (text.progress({"phase": "running", "name": nasty, "step": 1, "steps": 2, "loss": 0.5}), text.problems([nasty]), text.heading(nasty, nasty)):
+        assert "<script" not in html
+        assert "&lt;script&gt;" in html
+
+
+def test_progress_says_step_loss_and_time_left():
+    html = text.progress({"phase": "running", "name": "dog", "step": 30, "steps": 100, "loss": 0.12345, "seconds": 65, "seconds_left": 4000})
+    for words in ("Training (dog)", "step 30 of 100", "loss 0.1235", "1 min 5 s so far", "about 1 h 6 min left", 'max="100" value="30"'):
+        assert words in html
+
+
+def test_inserting_a_tag_adds_it_once_at_the_end():
+    assert insert_tag("a dog", "rex") == "a dog <lyco:rex:1>"
+    assert insert_tag("", "rex") == "<lyco:rex:1>"
+    assert insert_tag("a <lyco:rex:1> dog", "rex") == "a <lyco:rex:1> dog"
+    assert insert_tag("a dog", None) == "a dog"
