@@ -23,11 +23,11 @@ from . import files, measure, scenes
 LATENT_SCALE = 0.18215
 """What Stable Diffusion 1 multiplies latents by; the autoencoder's own last layers are fitted so that the product has unit variance."""
 
-VAE_CONFIG = dict(block_out_channels=[64, 64, 64, 64], layers_per_block=2, down_block_types=["DownEncoderBlock2D"] * 4,
-                  up_block_types=["UpDecoderBlock2D"] * 4, latent_channels=4, norm_num_groups=32)
-UNET_CONFIG = dict(block_out_channels=[64, 64, 128, 128], attention_head_dim=4, cross_attention_dim=64, sample_size=8)
-TEXT_CONFIG = dict(vocab_size=49408, hidden_size=64, intermediate_size=256, projection_dim=64, num_hidden_layers=12, num_attention_heads=4,
-                   max_position_embeddings=77, hidden_act="quick_gelu", bos_token_id=49406, eos_token_id=49407, pad_token_id=49407)
+VAE_CONFIG = {"block_out_channels": [64, 64, 64, 64], "layers_per_block": 2, "down_block_types": ["DownEncoderBlock2D"] * 4,
+                  "up_block_types": ["UpDecoderBlock2D"] * 4, "latent_channels": 4, "norm_num_groups": 32}
+UNET_CONFIG = {"block_out_channels": [64, 64, 128, 128], "attention_head_dim": 4, "cross_attention_dim": 64, "sample_size": 8}
+TEXT_CONFIG = {"vocab_size": 49408, "hidden_size": 64, "intermediate_size": 256, "projection_dim": 64, "num_hidden_layers": 12, "num_attention_heads": 4,
+                   "max_position_embeddings": 77, "hidden_act": "quick_gelu", "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
 
 
 @dataclass(frozen=True)

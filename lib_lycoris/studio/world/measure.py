@@ -6,7 +6,7 @@ template which covers it best.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -74,7 +74,7 @@ def _largest_part(mask: np.ndarray) -> np.ndarray:
     return labels == values[np.argmax(counts)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _template(shape: str) -> np.ndarray:
     return _normalise(_dense(shape))
 
@@ -126,13 +126,13 @@ def read_picture(picture: np.ndarray) -> Reading:
     return Reading(best if fits[best] >= FIT else None, colour, size, position, background, float(fits[best]))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _area(shape: str) -> float:
     """Area of a shape of radius 1."""
     return _dense(shape).mean() * 2.8 ** 2
 
 
-@lru_cache(maxsize=None)
+@cache
 def _centre_of_mass(shape: str) -> tuple[float, float]:
     """(x, y) of the centre of mass of a shape of radius 1, from its own origin."""
     ys, xs = np.nonzero(_dense(shape))

@@ -100,7 +100,7 @@ def test_more_held_back_scenes_than_there_are_is_an_error_with_the_number():
 
 
 def test_an_unknown_colour_is_refused_with_the_choice():
-    with pytest.raises(ValueError, match="no colour 'mauve'.*red"):
+    with pytest.raises(ValueError, match=r"no colour 'mauve'.*red"):
         scenes.Scene("circle", "mauve")
 
 

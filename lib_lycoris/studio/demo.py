@@ -1,0 +1,197 @@
+"""The main job without a page: train a LoCon on eight pictures of something new, save it, and draw with it."""
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import ConfigError
+from ..generation import Generation
+from ..library.cache import NetworkCache
+from ..library.catalogue import Catalogue
+from ..patching.session import Session
+from ..prompt.request import split_prompt
+from ..training.config import TrainConfig
+from ..training.dataset import Dataset, read_dataset, read_picture
+from ..training.loop import train
+from ..training.progress import render_progress
+from .backbone import StudioBackbone
+from .checkpoint import StudioModel, load_checkpoint
+from .generate import GenerateSettings, generate
+from .grid import make_grid
+from .world.dataset import concept_scenes, draw_dataset
+from .world.evaluate import Followed, draw_scenes
+from .world.scenes import CONCEPT_SHAPE, CONCEPT_WORD, draw_scene, held_back_scenes
+
+NAME = "lyco-demo"
+CONCEPT_PICTURES, CONCEPT_PROMPTS, KNOWN_PROMPTS = 8, 24, 24
+STEPS = 300
+"""Training steps unless asked otherwise; with eight pictures a step each of them is seen once a step."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made.
+
+    Attributes:
+        network, pictures: the files.
+        last_line: the figures in one line.
+        concept, known: shares (before, after) by the world's measure; None with pictures of the user's own, which nobody can measure.
+        loss: (before, after) on the pictures at fixed noise; None where the measure tells more.
+    """
+
+    network: Path
+    pictures: Path
+    last_line: str
+    concept: tuple[float, float] | None = None
+    known: tuple[float, float] | None = None
+    loss: tuple[float, float] | None = None
+
+
+def demo_config(images: Path, out: Path, side: int, steps: int) -> TrainConfig:
+    """The demo's training settings."""
+    return TrainConfig.from_dict({
+        "data": {"folders": [str(images)], "resolution": side, "batch_size": 8 if side <= 128 else 1},
+        "network": {"kind": "locon", "rank": 8, "alpha": 8.0},
+        "training": {"steps": steps, "learning_rate": 1e-3, "text_encoder_learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": min(20, steps // 4),
+                     "seed": 1},
+        "output": {"name": NAME, "folder": str(out), "save_every": 0},
+    })
+
+
+def run_demo(checkpoint: Path | str | None = None, images: Path | str | None = None, steps: int | None = None, out: Path | str | None = None,
+             say: Callable[[str], None] = print, on_step: Callable[[object], None] | None = None) -> DemoResult:
+    """Trains, saves and draws; the last line that it says holds the figures.
+
+    Args:
+        checkpoint: a Stable Diffusion 1 file; None: the embedded one.
+        images: a folder of captioned pictures; None: eight pictures of a shape that the embedded checkpoint never saw.
+        steps: of training.
+        out: folder for the network and the pictures; None: outputs.
+        say: takes one line of text at a time.
+        on_step: takes the trainer's StepReport after every step; None: `say` gets a line now and then.
+
+    Raises:
+        LycoError: the checkpoint, the pictures or the training.
+    """
+    if steps is not None and steps < 1:
+        raise ConfigError(f"steps = {steps}: a training needs at least one; leave it out for {STEPS}")
+    out = Path(out) if out is not None else Path("outputs")
+    model = load_checkpoint(checkpoint)
+    say(f"checkpoint {model.name}, {model.side} px, on {model.device}")
+    own = images is not None
+    folder = Path(images) if own else draw_dataset(out / "demo-pictures", CONCEPT_PICTURES, CONCEPT_SHAPE)
+    config = demo_config(folder, out, model.side, steps or STEPS)
+    dataset = read_dataset(config.data)
+    say(f"{len(dataset.pictures)} pictures in {folder}, the first: {dataset.pictures[0].caption!r}")
+    study = _OwnPictures(model, dataset, config, out) if own else _World(model, out)
+
+    say("before: " + study.look(""))
+    result = train(config, StudioBackbone(model), on_step=on_step or _tell_now_and_then(say))
+    say(f"network {result.path}: {result.steps} steps in {result.seconds:.0f} s")
+    say("after:  " + study.look(f"<lyco:{NAME}:1>"))
+    pictures = out / "lyco-demo.png"
+    study.grid().save(pictures)
+    last = f"demo: {study.figures()}, network {result.path}, pictures {pictures}"
+    say(last)
+    return DemoResult(Path(result.path), pictures, last, **study.shares())
+
+
+def _tell_now_and_then(say: Callable[[str], None], lines: int = 10) -> Callable[[object], None]:
+    def on_step(report) -> None:
+        if report.step % max(1, report.steps // lines) == 0 or report.step == report.steps:
+            say(render_progress(report))
+
+    return on_step
+
+
+def _networks(model: StudioModel, folder: Path) -> Generation:
+    return Generation(Catalogue([folder]), NetworkCache(1 << 28), Session(model.unet, [model.text_encoder]))
+
+
+class _World:
+    """Before and after on the world's captions, by the world's measure."""
+
+    def __init__(self, model: StudioModel, out: Path):
+        self.model, self.networks = model, _networks(model, out)
+        trained = {(s.colour, s.size, s.position, s.background) for s in concept_scenes(CONCEPT_PICTURES)}
+        rng = random.Random(77)
+        fresh = [scene for scene in (draw_scene(rng, CONCEPT_SHAPE) for _ in range(20 * CONCEPT_PROMPTS))
+                 if (scene.colour, scene.size, scene.position, scene.background) not in trained]
+        self.concept_scenes, self.known_scenes = fresh[:CONCEPT_PROMPTS], held_back_scenes(KNOWN_PROMPTS, seed=5)
+        self.concept: list[Followed] = []
+        self.known: list[Followed] = []
+
+    def look(self, tag: str) -> str:
+        self.concept.append(draw_scenes(self.model, self.concept_scenes, CONCEPT_WORD, self.networks, tag))
+        self.known.append(draw_scenes(self.model, self.known_scenes, None, self.networks, tag))
+        return f"{self._concept(-1):.0%} of {CONCEPT_PROMPTS} pictures show the new shape, {self._known(-1):.0%} of {KNOWN_PROMPTS} known captions are followed"
+
+    def _concept(self, which: int) -> float:
+        return self.concept[which].share("shape")
+
+    def _known(self, which: int) -> float:
+        return self.known[which].share("shape", "colour")
+
+    def figures(self) -> str:
+        return f"concept {self._concept(0):.0%} -> {self._concept(1):.0%}, known captions {self._known(0):.0%} -> {self._known(1):.0%}"
+
+    def shares(self) -> dict:
+        return {"concept": (self._concept(0), self._concept(1)), "known": (self._known(0), self._known(1))}
+
+    def grid(self):
+        shown = 5
+        titles = [f"{s.size} {s.colour} {CONCEPT_WORD}" for s in self.concept_scenes[:shown]]
+        titles += [f"{s.size} {s.colour} {s.shape}" for s in self.known_scenes[:4]]
+        return make_grid([(name, [*self.concept[i].pictures[:shown], *self.known[i].pictures[:4]]) for i, name in enumerate(("before", "after"))], titles)
+
+
+class _OwnPictures:
+    """Before and after on pictures that nobody can measure: their loss at fixed noise, and samples of their captions."""
+
+    def __init__(self, model: StudioModel, dataset: Dataset, config: TrainConfig, out: Path):
+        self.model, self.networks = model, _networks(model, out)
+        self.captions = list(dict.fromkeys(picture.caption for picture in dataset.pictures if picture.caption))[:4]
+        pictures = [read_picture(picture.path, config.data.resolution) for picture in dataset.pictures[:16]]
+        self.backbone, self.texts = StudioBackbone(model), [picture.caption for picture in dataset.pictures[:16]]
+        self.latents = torch.cat([self.backbone.encode_pictures(picture[None], torch.Generator(model.device).manual_seed(0)) for picture in pictures])
+        self.losses: list[float] = []
+        self.pictures: list[list[np.ndarray]] = []
+
+    def look(self, tag: str) -> str:
+        problems = self.networks.apply(split_prompt(tag)[1])
+        try:
+            self.losses.append(self._loss())
+        finally:
+            self.networks.restore()
+        drawn = [generate(self.model, GenerateSettings(prompt=f"{caption} {tag}".strip(), seed=1000 + i, width=self.model.side, height=self.model.side),
+                          self.networks)[0] for i, caption in enumerate(self.captions)]
+        self.pictures.append([picture.pixels for picture in drawn])
+        return "; ".join([f"loss {self.losses[-1]:.4f} on the pictures at fixed noise", *problems])
+
+    @torch.no_grad()
+    def _loss(self) -> float:
+        """Mean squared error of the prediction over the pictures at four time steps, with the same noise at every call."""
+        generator, total = torch.Generator().manual_seed(0), 0.0
+        for latent, text in zip(self.latents, self.texts, strict=True):
+            for step in (200, 400, 600, 800):
+                noise = torch.randn(latent.shape, generator=generator).to(latent)[None]
+                signal = self.backbone.alphas_cumprod[step].to(latent)
+                noisy = signal.sqrt() * latent[None] + (1 - signal).sqrt() * noise
+                target = noise if self.backbone.prediction == "eps" else signal.sqrt() * noise - (1 - signal).sqrt() * latent[None]
+                t = torch.tensor([step], device=latent.device)
+                total += (self.backbone.predict(noisy, t, self.backbone.encode_captions([text])) - target).square().mean().item()
+        return total / (4 * len(self.latents))
+
+    def figures(self) -> str:
+        return f"loss on the pictures {self.losses[0]:.4f} -> {self.losses[1]:.4f}"
+
+    def shares(self) -> dict:
+        return {"loss": (self.losses[0], self.losses[1])}
+
+    def grid(self):
+        return make_grid(list(zip(("before", "after"), self.pictures, strict=True)), self.captions, tile=256)
