@@ -11,21 +11,22 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     gr = pytest.importorskip("gradio")
 
-from lib_lycoris.errors import ConfigError  # noqa: E402
-from lib_lycoris.training.config import KINDS, TrainConfig, settings  # noqa: E402
-from lib_lycoris.training.job import JobState  # noqa: E402
-from lib_lycoris.training.setting import Setting  # noqa: E402
-from lib_lycoris.ui import text  # noqa: E402
-from lib_lycoris.ui.fields import element_id, explanation, label  # noqa: E402
-from lib_lycoris.ui.generate import GeneratePage, insert_tag  # noqa: E402
-from lib_lycoris.ui.page import make_page  # noqa: E402
-from lib_lycoris.ui.train import FIRST, TrainPage, _make_look, draw_train, train_settings  # noqa: E402
+from lib_lycoris.errors import ConfigError
+from lib_lycoris.training.config import KINDS, TrainConfig, settings
+from lib_lycoris.training.job import JobState
+from lib_lycoris.training.setting import Setting
+from lib_lycoris.ui import text
+from lib_lycoris.ui.fields import element_id, explanation, label
+from lib_lycoris.ui.generate import GeneratePage, insert_tag
+from lib_lycoris.ui.page import make_page
+from lib_lycoris.ui.train import FIRST, TrainPage, _make_look, draw_train, train_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # gradio's own; the rule "warnings are errors" is for what this project does
 
 
 def a_setting(name, kind, default, **more):
-    plain = dict(optional=False, help=f"About {name}.", minimum=None, maximum=None, choices=None, not_yet=(), multiple=None, above_minimum=False)
+    plain = {"optional": False, "help": f"About {name}.", "minimum": None, "maximum": None, "choices": None, "not_yet": (), "multiple": None,
+             "above_minimum": False}
     return Setting(section="generate", name=name, kind=kind, default=default, **{**plain, **more})
 
 
@@ -49,7 +50,8 @@ class Desk:
 
 
 def a_generate_page():
-    return GeneratePage(RECORD, lambda values, tell: {"pictures": [], "problems": []}, lambda: None, lambda: ["dog"], choices={"generate.sampler": ["Euler a", "DDIM"]})
+    return GeneratePage(RECORD, lambda values, tell: {"pictures": [], "problems": []}, lambda: None, lambda: ["dog"],
+                        choices={"generate.sampler": ["Euler a", "DDIM"]})
 
 
 def train_form(page):
