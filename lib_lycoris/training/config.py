@@ -1,0 +1,321 @@
+"""What a training run is asked to do: one frozen record for page, API, command line and `accelerate launch`.
+
+Every field carries its help text and its range in its metadata, so that flags, form fields, the API's schema and the README's table
+come from this file alone (`settings()` lists them). Nothing here imports torch: `api` and `ui` read it too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import math
+import re
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from .setting import Section, Setting, section_settings, setting, show
+
+KINDS = ("locon", "lora")
+KINDS_TO_COME = ("loha", "lokr", "adalora", "full", "norm", "ia3", "embedding", "adapter")
+OPTIMIZERS = ("adamw",)
+SCHEDULES = ("constant", "cosine", "linear")
+PRECISIONS = ("fp32", "bf16", "fp16")
+TARGET_GROUPS = ("q", "k", "v", "out", "ff", "proj", "resnet", "sampler", "time", "io")
+DEFAULT_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class ModelSettings(Section):
+    """What is trained on."""
+
+    section: typing.ClassVar[str] = "model"
+
+    checkpoint: str | None = setting(None, "Checkpoint file. Left out: the embedded one, or in the WebUI the one that is loaded.")
+    clip_skip: int = setting(1, "Which of the text encoder's last layers the captions are taken from, 1 is the last.", minimum=1, maximum=12)
+    v_prediction: str = setting(
+        "auto", 'Whether the model predicts the velocity v instead of the noise; "auto" asks the checkpoint.', choices=("auto", "true", "false")
+    )
+
+
+@dataclass(frozen=True)
+class DataSettings(Section):
+    """What is learned from."""
+
+    section: typing.ClassVar[str] = "data"
+
+    folders: tuple[str, ...] = setting(
+        (), "Folders of pictures with a .txt or .caption beside each; in a folder named 10_word every picture counts ten times."
+    )
+    resolution: int = setting(512, "Side in pixels to which pictures are scaled and centre-cropped.", minimum=64, maximum=4096, multiple=8)
+    batch_size: int = setting(1, "Pictures per step.", minimum=1, maximum=1024)
+    repeats: int = setting(1, "How often each picture counts in an epoch, where its folder's name says nothing.", minimum=1, maximum=10000)
+    caption_dropout: float = setting(
+        0.0, "Share of draws in which the caption is left away, so that the network also learns the picture without words.", minimum=0, maximum=1
+    )
+    skip_unreadable: bool = setting(False, "Leave out pictures that can't be read, with a warning, instead of stopping before the first step.")
+
+
+@dataclass(frozen=True)
+class NetworkSettings(Section):
+    """What is trained: which kind of network, how large, on which layers."""
+
+    section: typing.ClassVar[str] = "network"
+
+    kind: str = setting(
+        "locon", "lora: linear and 1×1 layers of the attention blocks; locon: the convolutions too.", choices=KINDS, not_yet=KINDS_TO_COME
+    )
+    rank: int = setting(16, "Rank of linear and 1×1 layers.", minimum=1, maximum=1024)
+    alpha: float | None = setting(None, "The network's scale is alpha / rank. Left out: alpha = rank.", minimum=0, above_minimum=True)
+    conv_rank: int | None = setting(None, "Rank of the larger convolutions (locon only). Left out: the same as rank.", minimum=1, maximum=1024)
+    conv_alpha: float | None = setting(
+        None, "Alpha of the larger convolutions (locon only). Left out: the scale of the linear layers.", minimum=0, above_minimum=True
+    )
+    targets: tuple[str, ...] | None = setting(
+        None,
+        "Groups of the UNet's layers to train: attention's q, k, v, out; ff (feed-forward); proj (in and out of an attention block); resnet; "
+        "sampler (up and down); time (time embedding); io (first and last convolution). Left out: q to proj for lora, q to sampler for locon.",
+        choices=TARGET_GROUPS,
+    )
+    text_encoder: bool = setting(True, "Train the text encoder too.")
+
+    def _check_together(self) -> None:
+        for name in ("conv_rank", "conv_alpha"):
+            if self.kind == "lora" and getattr(self, name) is not None:
+                raise ConfigError(f'network.{name} = {getattr(self, name):g}: network.kind "lora" has no convolutions; leave it out or use kind = "locon"')
+        if self.targets == ():
+            raise ConfigError("network.targets = []: nothing would be trained; name a group or leave it out")
+
+    @property
+    def linear_alpha(self) -> float:
+        """Alpha of linear and 1×1 layers."""
+        return float(self.rank) if self.alpha is None else self.alpha
+
+    @property
+    def convolution_rank(self) -> int:
+        """Rank of convolutions larger than 1×1."""
+        return self.rank if self.conv_rank is None else self.conv_rank
+
+    @property
+    def convolution_alpha(self) -> float:
+        """Alpha of convolutions larger than 1×1."""
+        return self.convolution_rank * self.linear_alpha / self.rank if self.conv_alpha is None else self.conv_alpha
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of the UNet's layers that are trained."""
+        if self.targets is not None:
+            return self.targets
+        last = "proj" if self.kind == "lora" else "sampler"
+        return TARGET_GROUPS[: TARGET_GROUPS.index(last) + 1]
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Section):
+    """How it is trained."""
+
+    section: typing.ClassVar[str] = "training"
+
+    steps: int | None = setting(None, f"Optimiser steps. Left out, with epochs left out too: {DEFAULT_STEPS}.", minimum=1, maximum=10_000_000)
+    epochs: int | None = setting(None, "Passes over all pictures, in place of steps.", minimum=1, maximum=1_000_000)
+    learning_rate: float = setting(1e-4, "Learning rate of the UNet's layers.", minimum=0, maximum=10, above_minimum=True)
+    text_encoder_learning_rate: float | None = setting(
+        None, "Learning rate of the text encoder's layers. Left out: the same as learning_rate.", minimum=0, maximum=10, above_minimum=True
+    )
+    optimizer: str = setting("adamw", "The optimiser.", choices=OPTIMIZERS, not_yet=("adamw8bit", "lion", "prodigy", "schedule_free"))
+    weight_decay: float = setting(0.01, "AdamW's decoupled weight decay.", minimum=0, maximum=10)
+    schedule: str = setting("constant", "What the learning rate does after the warm-up; cosine and linear end at zero.", choices=SCHEDULES)
+    warmup_steps: int = setting(0, "Steps in which the learning rate rises from zero.", minimum=0, maximum=10_000_000)
+    precision: str = setting("fp32", "What forward and backward pass compute in; what is trained stays fp32. fp16 needs a GPU.", choices=PRECISIONS)
+    seed: int = setting(0, "The same seed and data give the same network, bit for bit on a CPU.", minimum=0, maximum=2**63 - 1)
+    min_snr_gamma: float = setting(0.0, "Weigh the time steps by min-SNR with this gamma (5 is usual); 0 weighs all alike.", minimum=0, maximum=1000)
+    max_grad_norm: float = setting(1.0, "The gradient is scaled down to this norm; 0 leaves it as it is.", minimum=0, maximum=1e6)
+
+    def _check_together(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise ConfigError(f"training.steps = {self.steps} and training.epochs = {self.epochs}: give one of the two")
+        if self.steps is not None and self.warmup_steps > self.steps:
+            raise ConfigError(f"training.warmup_steps = {self.warmup_steps}: more than training.steps = {self.steps}; use fewer")
+
+    @property
+    def te_learning_rate(self) -> float:
+        """Learning rate of the text encoder's layers."""
+        return self.learning_rate if self.text_encoder_learning_rate is None else self.text_encoder_learning_rate
+
+    def total_steps(self, draws: int, batch_size: int) -> int:
+        """Number of optimiser steps, given the draws (pictures × repeats) in an epoch."""
+        if self.epochs is None:
+            return DEFAULT_STEPS if self.steps is None else self.steps
+        return math.ceil(self.epochs * draws / batch_size)
+
+
+@dataclass(frozen=True)
+class OutputSettings(Section):
+    """Where the result goes."""
+
+    section: typing.ClassVar[str] = "output"
+
+    name: str = setting("my-network", "Name of the network: NAME.safetensors, and what is typed in <lyco:NAME:1>.")
+    folder: str = setting("outputs", "Folder for the network and for the states from which a training can be resumed.")
+    save_every: int = setting(200, "Steps between resumable states; 0 saves one only at the end or when stopped.", minimum=0, maximum=10_000_000)
+    keep: int = setting(2, "How many resumable states are kept, the newest.", minimum=1, maximum=1000)
+    dtype: str = setting("fp16", "What the network's numbers are saved as.", choices=PRECISIONS)
+    metadata: str = setting(
+        "full", "full: captions' tags, settings and the checkpoint's name too; minimal: only what a program needs to use the file.",
+        choices=("full", "minimal"),
+    )
+
+    def _check_together(self) -> None:
+        # The name becomes a file's name on every system, and stands between ":" and ">" in a prompt.
+        if not re.fullmatch(r"[^\s./\\:*?\"<>|,\x00-\x1f]([^/\\:*?\"<>|,\x00-\x1f]*[^\s./\\:*?\"<>|,\x00-\x1f])?", self.name) or len(self.name) > 120:
+            raise ConfigError(f'output.name = {show(self.name)}: expected a name of at most 120 characters, without / \\ : * ? " < > | or comma, '
+                              "and no dot or blank at its ends")
+        if not self.folder.strip():
+            raise ConfigError(f"output.folder = {show(self.folder)}: expected a folder")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run, checked: whatever is wrong with it was said when it was made."""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    network: NetworkSettings = NetworkSettings()
+    training: TrainingSettings = TrainingSettings()
+    output: OutputSettings = OutputSettings()
+
+    @classmethod
+    def from_dict(cls, sections: Mapping[str, Any]) -> TrainConfig:
+        """The config that {"section": {"key": value}} means; what is missing keeps its default.
+
+        Raises:
+            ConfigError: a section, key or value is unknown or out of range.
+        """
+        if not isinstance(sections, Mapping):
+            raise ConfigError(f"the config is {show(sections)}: expected sections {', '.join(_SECTIONS)}")
+        parts: dict[str, Any] = {}
+        for name, values in sections.items():
+            kind = _SECTIONS.get(name)
+            if kind is None:
+                raise ConfigError(_unknown(f"section [{name}]", str(name), list(_SECTIONS)))
+            if not isinstance(values, Mapping):
+                raise ConfigError(f"{name} = {show(values)}: expected a section with keys, as in [{name}]")
+            for key in values:
+                _find_setting(name, key)
+            parts[name] = kind(**values)
+        return cls(**parts)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> TrainConfig:
+        """The config in a TOML file; relative folders in it are seen from the working folder.
+
+        Raises:
+            ConfigError: the file can't be read, is no TOML, or holds something unknown or out of range.
+        """
+        try:
+            text = Path(path).read_bytes().decode("utf-8-sig")
+        except OSError as error:
+            raise ConfigError(f"config file {path}: {error.strerror or error}; give the path of a TOML file") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"config file {path}: byte {error.start} is no UTF-8; save it as UTF-8") from error
+        loads = _toml_reader()
+        try:
+            sections = loads(text)
+        except ValueError as error:
+            raise ConfigError(f"config file {path}: no valid TOML: {' '.join(str(error).split())}") from error
+        try:
+            return cls.from_dict(sections)
+        except ConfigError as error:
+            raise ConfigError(f"config file {path}: {error}") from error
+
+    def set(self, key: str, value: Any) -> TrainConfig:
+        """A copy with one value changed: `config.set("training.learning_rate", "1e-4")`; a text is read as a command line's.
+
+        Raises:
+            ConfigError: the key is unknown, or the value is of the wrong type or out of range.
+        """
+        section, dot, name = key.partition(".")
+        if not dot or section not in _SECTIONS:
+            raise ConfigError(_unknown(f"setting {show(key)}", key, [item.key for item in settings()]))
+        found = _find_setting(section, name)
+        value = found.parse(value) if isinstance(value, str) else found.check(value)
+        return replace(self, **{section: replace(getattr(self, section), **{name: value})})
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """The whole config as plain values that JSON and TOML can hold; what is left out is None."""
+        plain: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+        for item in settings():
+            value = getattr(getattr(self, item.section), item.name)
+            plain[item.section][item.name] = list(value) if isinstance(value, tuple) else value
+        return plain
+
+    def to_toml(self) -> str:
+        """The whole config as TOML text; `from_toml` of it is equal to this."""
+        lines = []
+        for section, values in self.to_dict().items():
+            lines += [f"[{section}]"] + [f"{name} = {_toml_value(value)}" for name, value in values.items() if value is not None] + [""]
+        return "\n".join(lines)
+
+
+_SECTIONS: dict[str, type[Section]] = {
+    kind.section: kind for kind in (ModelSettings, DataSettings, NetworkSettings, TrainingSettings, OutputSettings)
+}
+
+
+def settings() -> list[Setting]:
+    """Every setting of every section, in the order in which a config file lists them."""
+    return [item for kind in _SECTIONS.values() for item in section_settings(kind)]
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a config as `from_dict` takes it, for the API's own description."""
+    sections = {
+        name: {
+            "type": "object", "additionalProperties": False, "description": " ".join((kind.__doc__ or "").split()),
+            "properties": {item.name: item.json_schema() for item in section_settings(kind)},
+        }
+        for name, kind in _SECTIONS.items()
+    }
+    return {"type": "object", "additionalProperties": False, "properties": sections}
+
+
+def _find_setting(section: str, name: Any) -> Setting:
+    """The setting of that name; the error for an unknown one names the nearest."""
+    known = {item.name: item for item in section_settings(_SECTIONS[section])}
+    if name in known:
+        return known[name]
+    elsewhere = [item.key for item in settings() if item.name == name]
+    if elsewhere:
+        raise ConfigError(f"unknown key {section}.{name}; did you mean {elsewhere[0]}?")
+    raise ConfigError(_unknown(f"key {section}.{name}", str(name), list(known), prefix=f"{section}."))
+
+
+def _unknown(what: str, name: str, known: list[str], prefix: str = "") -> str:
+    """The words for an unknown name: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"unknown {what}; " + (f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}")
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, str):
+        # JSON's escapes are TOML's too, but for DEL, which TOML wants escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value)
+
+
+def _toml_reader() -> Callable[[str], dict[str, Any]]:
+    """A TOML parser: Python's own from 3.11 on; the WebUI's Python 3.10 has at least the one inside its pip."""
+    for name in ("tomllib", "tomli", "pip._vendor.tomli", "toml"):
+        try:
+            return importlib.import_module(name).loads
+        except ImportError:
+            continue
+    raise ConfigError("reading a .toml config needs Python 3.11 or the package tomli; install tomli or give the config as JSON through the API")

@@ -1,0 +1,100 @@
+"""The trained network as the file that everything loads: kohya's names, alpha beside every layer, metadata without a path or a user's name."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import LycoError, TrainingError
+from ..files.hashes import legacy_hash, tensor_hash
+from ..files.metadata import TrainingFacts, make_metadata, reduce_metadata, with_hashes
+from ..files.safetensors import write_tensors
+from ..files.spelling import kohya_name
+from ..functional.finite import is_finite
+from ..networks.layer import Layer
+from .backbone import Backbone
+from .config import TrainConfig
+from .dataset import Dataset
+from .selection import Key
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class About:
+    """What a training knows of itself when it saves."""
+
+    dataset: Dataset
+    steps: int
+    planned: int
+    started_at: float
+    """Seconds since 1970."""
+
+
+def export_network(folder: Path, layers: Mapping[Key, Layer], config: TrainConfig, backbone: Backbone, about: About) -> Path:
+    """The saved file: NAME.safetensors, or NAME-step00000123.safetensors for a training that was stopped before its end.
+
+    Raises:
+        TrainingError: the parameters are not finite in the file's dtype, or the file could not be written; an older one stays.
+    """
+    name = config.output.name if about.steps >= about.planned else f"{config.output.name}-step{about.steps:08}"
+    path = folder / f"{name}.safetensors"
+    tensors = network_tensors(layers, config.output.dtype, single_text_encoder=len(backbone.text_encoders) < 2)
+    metadata = make_metadata(_facts(config, backbone, about))
+    if config.output.metadata == "minimal":
+        metadata = reduce_metadata(metadata)
+    else:
+        metadata = with_hashes(metadata, tensor_hash(tensors), legacy_hash(tensors, metadata))
+    try:
+        write_tensors(path, tensors, metadata)
+    except (LycoError, OSError) as error:
+        raise TrainingError(f"the network could not be saved: {error}; the training's last state is kept, resuming it saves the network again") from error
+    return path
+
+
+def network_tensors(layers: Mapping[Key, Layer], dtype: str, single_text_encoder: bool = True) -> dict[str, Tensor]:
+    """All parameters under kohya's names: "lora_unet_….lora_down.weight". Weights are rounded to `dtype` once; alpha stays float32, as it is exact there.
+
+    Raises:
+        TrainingError: a value is not finite, or too large for the dtype.
+    """
+    tensors = {}
+    for (component, name), layer in layers.items():
+        prefix = kohya_name(component, name, single_text_encoder)
+        for part, tensor in layer.tensors().items():
+            tensors[f"{prefix}.{part}"] = tensor.float().cpu() if part == "alpha" else tensor.to(_DTYPES[dtype]).cpu()
+            if not is_finite(tensors[f"{prefix}.{part}"]):
+                raise TrainingError(f'layer {prefix}: {part} has values that {dtype} can\'t hold; set output.dtype = "fp32", or train at a lower rate')
+    return tensors
+
+
+def _facts(config: TrainConfig, backbone: Backbone, about: About) -> TrainingFacts:
+    network, training = config.network, config.training
+    large = network.kind == "locon"
+    return TrainingFacts(
+        name=config.output.name, base_model=backbone.base_model,
+        prediction={"auto": backbone.prediction, "true": "v", "false": "eps"}[config.model.v_prediction],
+        rank=network.rank, alpha=network.linear_alpha,
+        conv_rank=network.convolution_rank if large else None, conv_alpha=network.convolution_alpha if large else None,
+        checkpoint_name=backbone.checkpoint_name, checkpoint_hash=backbone.checkpoint_hash,
+        resolution=config.data.resolution, pictures=len(about.dataset.pictures), batch_size=config.data.batch_size,
+        steps=about.steps, planned_steps=about.planned,
+        learning_rate=training.learning_rate, unet_learning_rate=training.learning_rate,
+        text_encoder_learning_rate=training.te_learning_rate if network.text_encoder else None,
+        optimizer=training.optimizer, schedule=training.schedule, precision=training.precision, seed=training.seed, clip_skip=config.model.clip_skip,
+        started=about.started_at, finished=time.time(),
+        trigger_words=tuple(dict.fromkeys(picture.concept for picture in about.dataset.pictures if picture.concept)),
+        tag_frequency=_tag_frequency(about.dataset),
+    )
+
+
+def _tag_frequency(dataset: Dataset) -> dict[str, int]:
+    """In how many captions each part between commas stands."""
+    tags = Counter(tag.strip() for picture in dataset.pictures for tag in picture.caption.split(","))
+    return {tag: count for tag, count in tags.items() if tag}

@@ -1,0 +1,49 @@
+"""What the network is trained for: noisy latents, what should be predicted from them, and how much each time step counts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """x_t [B,4,h,w] = √ᾱ·x₀ + √(1-ᾱ)·ε, with ᾱ [B].
+
+    Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", equation 4.
+    """
+    signal, spread = _factors(alphas_cumprod)
+    return signal * latents + spread * noise
+
+
+def target(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, prediction: str) -> Tensor:
+    """What the model should say [B,4,h,w]: ε itself, or the velocity v = √ᾱ·ε - √(1-ᾱ)·x₀.
+
+    Source: Salimans & Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Models", section 4.
+    """
+    if prediction == "eps":
+        return noise
+    signal, spread = _factors(alphas_cumprod)
+    return signal * noise - spread * latents
+
+
+def min_snr_weight(alphas_cumprod: Tensor, gamma: float, prediction: str) -> Tensor:
+    """Weight [B] of each sample: min(snr, γ)/snr for ε, min(snr, γ)/(snr + 1) for v, with snr = ᾱ/(1-ᾱ).
+
+    Source: Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy", section 3.4.
+    """
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    if prediction == "eps":
+        # As written the quotient is 0/0 where a zero-terminal schedule has no signal; this form gives the limit, 1.
+        return (gamma / snr).clamp(max=1)
+    return snr.clamp(max=gamma) / (snr + 1)
+
+
+def weighted_loss(predicted: Tensor, wanted: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean over the batch of each sample's mean squared error (float32) times its weight [B]."""
+    errors = (predicted.float() - wanted.float()).square().flatten(1).mean(1)
+    return (errors if weight is None else errors * weight).mean()
+
+
+def _factors(alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
+    column = alphas_cumprod.to(torch.float32).reshape(-1, 1, 1, 1)
+    return column.sqrt(), (1 - column).sqrt()

@@ -1,0 +1,59 @@
+"""How a training stands: one report after each step, and a line of text for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_SMOOTHING = 0.95
+_WIDTH = 24
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """The state after a step."""
+
+    step: int
+    """Steps done; the first report says 1."""
+    steps: int
+    loss: float
+    smoothed_loss: float
+    """Average of the losses, each step counting a twentieth."""
+    learning_rate: float
+    seconds: float
+    """Since the training began, without earlier parts of a resumed run."""
+    seconds_left: float
+
+
+class SmoothedLoss:
+    """A moving average of the loss without the pull to zero that its start would have."""
+
+    def __init__(self, total: float = 0.0, weight: float = 0.0):
+        self.total, self.weight = total, weight
+
+    def add(self, loss: float) -> float:
+        """The average with this loss in it."""
+        self.total = _SMOOTHING * self.total + (1 - _SMOOTHING) * loss
+        self.weight = _SMOOTHING * self.weight + (1 - _SMOOTHING)
+        return self.value
+
+    @property
+    def value(self) -> float:
+        """The average; NaN before the first loss."""
+        return self.total / self.weight if self.weight else float("nan")
+
+
+def render_progress(report: StepReport) -> str:
+    """One line: "[#####-----] 120/400 steps, loss 0.1234, 1:05 gone, 2:30 left"."""
+    full = _WIDTH * report.step // max(report.steps, 1)
+    bar = "#" * full + "-" * (_WIDTH - full)
+    return (
+        f"[{bar}] {report.step}/{report.steps} steps, loss {report.smoothed_loss:.4f}, "
+        f"{render_seconds(report.seconds)} gone, {render_seconds(report.seconds_left)} left"
+    )
+
+
+def render_seconds(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any: "1:05", "2:00:05"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,73 @@
+"""Which layers of a model a network is trained on, by kohya's conventions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import nn
+
+from ..errors import ConfigError
+from ..networks.low_rank import LowRankLayer
+from ..patching.targets import Target
+from .config import NetworkSettings
+from .draws import make_generator
+
+Key = tuple[str, str]
+
+# Groups of a UNet's layers by their names in diffusers' spelling.
+_GROUPS = {
+    "q": r".*_attn[12]_to_q",
+    "k": r".*_attn[12]_to_k",
+    "v": r".*_attn[12]_to_v",
+    "out": r".*_attn[12]_to_out_0",
+    "ff": r".*_ff_net_(0_proj|2)",
+    "proj": r".*_attentions_\d+_proj_(in|out)",
+    "resnet": r".*_resnets_\d+_(conv1|conv2|conv_shortcut|time_emb_proj)",
+    "sampler": r".*_(down|up)samplers_\d+_conv",
+    "time": r"(time|add)_embedding_linear_[12]",
+    "io": r"conv_(in|out)",
+}
+_TEXT_ENCODER = re.compile(r".*_(self_attn_(q|k|v|out)_proj|mlp_fc[12])")
+
+
+def select_targets(targets: Mapping[Key, Target], settings: NetworkSettings) -> dict[Key, Target]:
+    """The targets that these settings train.
+
+    Source: kohya-ss/sd-scripts networks/lora.py for what LoRA and LoCon cover by default.
+
+    Raises:
+        ConfigError: nothing of the UNet, or of the text encoder though it was asked for, is left to train.
+    """
+    chosen = {key: target for key, target in targets.items() if _is_selected(target, settings)}
+    if not any(component == "unet" for component, _ in chosen):
+        raise ConfigError(f"network.targets = {list(settings.groups)}: the model's UNet has no such layer for a {settings.kind}; name other groups")
+    if settings.text_encoder and not any(component != "unet" for component, _ in chosen):
+        raise ConfigError("network.text_encoder = true: this model's text encoder has no layer that can be trained; set it to false")
+    return chosen
+
+
+def create_layers(targets: Mapping[Key, Target], settings: NetworkSettings, seed: int) -> dict[Key, LowRankLayer]:
+    """A fresh layer for each target; each one's first numbers depend on the seed and its own name alone."""
+    return {key: _create_layer(target, settings, seed) for key, target in targets.items()}
+
+
+def _create_layer(target: Target, settings: NetworkSettings, seed: int) -> LowRankLayer:
+    large = is_large_convolution(target.module)
+    rank, alpha = (settings.convolution_rank, settings.convolution_alpha) if large else (settings.rank, settings.linear_alpha)
+    return LowRankLayer.create(target.module, rank, alpha, generator=make_generator(seed, "layer", *target.key))
+
+
+def is_large_convolution(module: nn.Module) -> bool:
+    """Whether it is a convolution with a kernel larger than 1×1, which has its own rank."""
+    return isinstance(module, nn.Conv2d) and tuple(module.kernel_size) != (1, 1)
+
+
+def _is_selected(target: Target, settings: NetworkSettings) -> bool:
+    if target.rows is not None or not isinstance(target.module, (nn.Linear, nn.Conv2d)):
+        return False
+    if target.component != "unet":
+        return settings.text_encoder and _TEXT_ENCODER.fullmatch(target.name) is not None
+    if settings.kind == "lora" and is_large_convolution(target.module):
+        return False
+    return any(re.fullmatch(_GROUPS[group], target.name) for group in settings.groups)
