@@ -123,7 +123,7 @@ def reduce_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def read_base_model(metadata: Mapping[str, str], shapes: Mapping[str, Sequence[int]] | None = None) -> str | None:
-    """The base model a network is for, "sd_v1", "sd_v2" or "sdxl_base_v1-0", from its metadata or else its tensors' names and shapes; None where neither tells."""
+    """The base model a network is for ("sd_v1", "sd_v2", "sdxl_base_v1-0") from its metadata, else its tensors' names and shapes, else None."""
     version = metadata.get("ss_base_model_version", "")
     for base in _ARCHITECTURES:
         if version.startswith(base.partition("_base")[0]):

@@ -55,7 +55,8 @@ def _build(path: str | os.PathLike[str], file: TensorFile, grouped: Mapping[str,
         layers[name] = build_layer(name, _with_alpha(name, tensors, alpha_of, alpha))
     nbytes = sum(values[key].numel() * values[key].element_size() for parameters in grouped.values() for key in parameters.values())
     metadata = {**peft.config_as_metadata(config), **file.metadata}
-    return Network(layers, metadata, Path(path), nbytes, {name: normal_name(name) for name in layers}, tuple(unused))
+    targets = {name: normal_name(name) for name in layers}
+    return Network(layers, metadata, Path(path), nbytes, unused=tuple(unused), targets=targets)
 
 
 def _check_arguments(alpha: float | None, init_rank: int | None) -> None:

@@ -89,12 +89,6 @@ class LowRankLayer(nn.Module):
             return output
         return output + own.to(output).reshape(-1, *(1 for _ in getattr(module, "kernel_size", ())))
 
-    def factors(self) -> tuple[Tensor, Tensor] | None:
-        """up [O,R] with the scale in it and down [R,I·K·K], float32, whose product is ΔW, so that a merge needs one addmm; None with a Tucker core."""
-        if self.lora_mid is not None:
-            return None
-        return self._scaled(self.lora_up.weight).flatten(1), self.lora_down.weight.float().flatten(1)
-
     def fits(self, shape: Sequence[int]) -> bool:
         rows, columns = self._size()
         return len(shape) > 1 and shape[0] == rows and math.prod(shape[1:]) == columns

@@ -17,8 +17,6 @@ class Network:
     metadata: dict[str, str] = field(default_factory=dict)
     path: Path | None = None
     nbytes: int = 0
-    targets: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """For each key of `layers` its component and its name in diffusers' naming."""
     unused: tuple[str, ...] = ()
     """Keys of the file that belong to no layer: an embedding packed with it, a stray `scalar`."""
     targets: Mapping[str, tuple[str, str]] = field(default_factory=dict)
