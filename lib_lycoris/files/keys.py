@@ -13,7 +13,7 @@ _DIFFUSERS = re.compile(r"(.+?)(?:_lora|\.lora|\.lora_linear_layer|\.lora_conv2d
 _NAMED = re.compile(
     r"(.+)\.(lora_(?:up|down|mid)\.weight|lora_up\.bias|alpha|scale|dora_scale|lora_magnitude_vector|lora_embedding_[AB]|bias_(?:indices|values|size)"
     r"|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12])|(?:[ab][12]|bm)\.weight|oft_(?:blocks|diag)|oft_R\.(?:weight|scaled_oft)|rescale|boft_[Rs]"
-    r"|on_input|ia3_l|[wb]_norm|diff(?:_b)?|set_weight)(?:\.(?:default|weight))?"
+    r"|on_input|ia3_l|[wb]_norm|diff(?:_b)?|set_weight)(?:\.default)?(?:\.weight)?"
 )
 _FACTORS = {("A", "weight"): "lora_down.weight", ("B", "weight"): "lora_up.weight", ("B", "bias"): "lora_up.bias", ("A", "bias"): "lora_down.bias"}
 
