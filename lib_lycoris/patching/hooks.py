@@ -28,9 +28,10 @@ class Claim:
 
     Attributes:
         effects: the layers, with targets whose `hooked` is the module.
-        way: "merged", which falls back to "beside" for a weight that can't take a sum (fp8, quantised, offloaded); "beside"; or "trained": beside, the layer's
-            own parameters in the graph.
-        settle: called with the module before its weight is read; lets others finish their changes to it, and returns a token that differs when they made any.
+        way: "merged", which falls back to "beside" for a weight that can't take a sum (fp8, quantised, offloaded); "beside"; or "trained": beside,
+            with the layer's own parameters in the graph.
+        settle: called with the module before its weight is read; lets others finish their changes to it, and returns a token that differs when they
+            made any.
     """
 
     effects: tuple[Effect, ...]
@@ -39,7 +40,10 @@ class Claim:
 
 
 class ModulePatch:
-    """All claims on one module. It lives in the module's hook dictionaries and goes with the last claim; between forwards the module holds its own tensors."""
+    """All claims on one module; between forwards the module holds its own tensors.
+
+    It lives in the module's hook dictionaries and goes with the last claim.
+    """
 
     def __init__(self, module: nn.Module):
         self._module = weakref.ref(module)
@@ -165,7 +169,7 @@ class _Slot:
         self._parameters = module._parameters
         self._names = (weight, bias)
         self._seen: tuple | None = None
-        self._sources: tuple = ()
+        self._sources: tuple[Callable[[], Tensor | None], ...] = ()
         self._copies: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._traced = False
@@ -174,7 +178,7 @@ class _Slot:
         """Makes the copies anew when what they were made from is no longer what the module holds."""
         weight, bias = (None if name is None else self._parameters[name] for name in self._names)
         seen = (_state(weight), _state(bias), token)
-        if seen == self._seen and not self._traced and self._intact() and all(ref() is now for ref, now in zip(self._sources, (weight, bias), strict=True)):
+        if seen == self._seen and not self._traced and self._intact() and self._sources[0]() is weight and self._sources[1]() is bias:
             return
         fused = bool(self.wanted) and self.wanted[0][1].target.fused
         mergeable = fused or _mergeable(weight)

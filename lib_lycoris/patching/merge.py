@@ -14,13 +14,12 @@ _AUTOCASTS = ("cpu", "cuda", "xpu")
 
 
 def merge_weight(weight: Tensor, effects: Sequence[Effect]) -> Tensor:
-    """weight + Σ strength · ΔW in weight's shape, dtype and memory layout, as a new tensor; every ΔW is made for `weight` as it is, so their order is free."""
+    """weight + Σ strength · ΔW in weight's shape, dtype and memory layout, as a new tensor; every ΔW is made for `weight` as it is."""
     base = weight.detach()
     with _full_precision(base):
         total = base.to(_exact(base), copy=True, memory_format=torch.contiguous_format)
         for effect in effects:
-            rows = effect.target.rows
-            _add(total if rows is None else total[rows], base if rows is None else base[rows], effect)
+            _add(_part(total, effect), _part(base, effect), effect)
         if base.is_contiguous():
             return total.to(base.dtype)
         return torch.empty_like(base).copy_(total)  # channels_last stays channels_last
@@ -30,14 +29,14 @@ def merge_bias(bias: Tensor | None, weight: Tensor, effects: Sequence[Effect]) -
     """The same for a bias [O] of the layer with this weight [O,…]; zeros stand for a bias that is not there. None when no layer changes it."""
     base = None if bias is None else bias.detach()
     with _full_precision(weight):
-        deltas = [(effect, effect.layer.delta_bias(base if base is None or effect.target.rows is None else base[effect.target.rows])) for effect in effects]
+        deltas = [(effect, effect.layer.delta_bias(None if base is None else _part(base, effect))) for effect in effects]
         if all(delta is None for _, delta in deltas):
             return None
         like = weight.detach() if base is None else base
         total = torch.zeros(weight.shape[0], dtype=_exact(like), device=like.device) if base is None else base.to(_exact(base), copy=True)
         for effect, delta in deltas:
             if delta is not None:
-                part = total if effect.target.rows is None else total[effect.target.rows]
+                part = _part(total, effect)
                 part.add_(delta.to(part), alpha=effect.strength)
         return total.to(like.dtype)
 
@@ -50,6 +49,11 @@ def _add(total: Tensor, base: Tensor, effect: Effect) -> None:
     else:
         up, down = factors
         total.view(total.shape[0], -1).addmm_(up.to(total), down.to(total), alpha=effect.strength)
+
+
+def _part(tensor: Tensor, effect: Effect) -> Tensor:
+    """The rows that are the target's own, as a view."""
+    return tensor if effect.target.rows is None else tensor[effect.target.rows]
 
 
 def _exact(tensor: Tensor) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""A module tree's own names in diffusers' words, found from the tree's shape: which block follows which, not from what the blocks' classes are called."""
+"""A module tree's own names in diffusers' words, found from which block follows which, not from what the blocks' classes are called."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from torch import nn
 
 # inside a residual block: LDM's word, diffusers' word
-_RESNET = (("in_layers.0", "norm1"), ("in_layers.2", "conv1"), ("emb_layers.1", "time_emb_proj"), ("out_layers.0", "norm2"), ("out_layers.3", "conv2"),
-           ("skip_connection", "conv_shortcut"))
+_RESNET = (("in_layers.0", "norm1"), ("in_layers.2", "conv1"), ("emb_layers.1", "time_emb_proj"), ("out_layers.0", "norm2"),
+           ("out_layers.3", "conv2"), ("skip_connection", "conv_shortcut"))
 _OUTER = (("input_blocks.0.0", "conv_in"), ("time_embed.0", "time_embedding.linear_1"), ("time_embed.2", "time_embedding.linear_2"),
           ("label_emb.0.0", "add_embedding.linear_1"), ("label_emb.0.2", "add_embedding.linear_2"), ("out.0", "conv_norm_out"), ("out.2", "conv_out"))
 _ENCODER = (("attn", "self_attn"), ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2"), ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"))
@@ -32,7 +32,7 @@ def is_diffusers(module: nn.Module) -> bool:
 def unet_names(unet: nn.Module) -> dict[str, tuple[str, str]]:
     """For each module path of a UNet with dots its (diffusers path, LDM path); paths that only one spelling has stand for both.
 
-    Source: the tables of huggingface/diffusers scripts/convert_diffusers_to_original_stable_diffusion.py (facts), counted here for any number of layers.
+    Source: huggingface/diffusers, scripts/convert_diffusers_to_original_stable_diffusion.py (its tables; here for any number of layers).
     """
     ldm_tree = is_ldm(unet)
     pairs = list(_ldm_pairs(unet)) if ldm_tree else list(_diffusers_pairs(unet)) if is_diffusers(unet) else []
@@ -132,7 +132,7 @@ def _block_pair(kind: str, ldm: str, diffusers: str, layer: int) -> Iterator[tup
 
 
 def text_encoder_names(tree: nn.Module) -> dict[str, tuple[str, ...]]:
-    """For each module path of a text encoder with dots its spellings: first CLIPTextModel's in transformers 4 ("text_model.encoder.layers.0…"), then others.
+    """For each module path of a text encoder its spellings with dots: first CLIPTextModel's in transformers 4 ("text_model.encoder.layers.0…").
 
     The encoder may stand anywhere in `tree`; what wraps a layer under the name "wrapped" is passed over.
     """
@@ -141,7 +141,7 @@ def text_encoder_names(tree: nn.Module) -> dict[str, tuple[str, ...]]:
     if _is_clip(root):
         prefixes = {"": "text_model"}
     elif _is_open_clip(root):
-        prefixes = {"ln_final": "text_model.final_layer_norm", "token_embedding": "text_model.embeddings.token_embedding", "text_projection": "text_projection"}
+        prefixes = {"ln_final": "text_model.final_layer_norm", "token_embedding": "text_model.embeddings.token_embedding"}
         for number in range(len(root.transformer.resblocks)):
             prefixes |= {f"transformer.resblocks.{number}.{ours}": f"text_model.encoder.layers.{number}.{theirs}" for ours, theirs in _ENCODER}
     names = {}

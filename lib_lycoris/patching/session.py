@@ -27,7 +27,8 @@ class Session:
         Args:
             unet: a UNet in LDM's or diffusers' naming, or a module that holds it.
             text_encoders: te1, te2.
-            settle: settle(module) → token, called before a module's weight is read: a host lets its own networks be merged there; another token, another merge.
+            settle: settle(module) → token, called before a module's weight is read: a host lets its own networks be merged there; another token than
+                before means another merge.
             beside: adds every delta to the layer's output instead of its weight.
         """
         self.targets = find_targets(unet, text_encoders)

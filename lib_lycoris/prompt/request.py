@@ -37,7 +37,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if not self.name or self.name != self.name.strip() or set(self.name) & {":", ">"}:
-            raise RequestError(f"network name {shown(self.name)!r} can't stand in a tag; give a file's name without ':' and '>', as in <lyco:name:0.8>")
+            raise RequestError(f"network name {shown(self.name)!r} can't stand in a tag; give a file's name without ':' and '>'")
         for side in ("te", "unet"):
             if not math.isfinite(getattr(self, side)):
                 raise RequestError(f"strength {side}={getattr(self, side)} of {shown(self.name)!r} is not finite; give a number like 0.8")
@@ -66,12 +66,12 @@ def parse_request(items: Sequence[str]) -> Request:
             placed.append(item)
             continue
         if key.strip() not in _POSITIONS:
-            raise RequestError(f"{shown(name)!r} has an argument {shown(key)!r} that is not known; known are {', '.join(f'{known}=' for known in _POSITIONS)}")
+            raise RequestError(f"{shown(name)!r} has an argument {shown(key)!r} that is not known; known are te=, unet= and dyn=")
         if key.strip() in named:
             raise RequestError(f"{shown(name)!r} has {shown(key)!r} twice; keep one")
         named[key.strip()] = value
     if len(placed) > len(_POSITIONS):
-        raise RequestError(f"{shown(name)!r} has {len(placed)} values where at most 3 are known: te, unet and dyn; separate networks go into separate tags")
+        raise RequestError(f"{shown(name)!r} has {len(placed)} values where at most 3 are known: te, unet and dyn; leave the others out")
     values = {**dict(zip(_POSITIONS, placed, strict=False)), **named}
     te = _number(name, "te", values.get("te", "default"))
     unet = _number(name, "unet", values["unet"]) if "unet" in values else te
@@ -89,7 +89,8 @@ def split_prompt(text: str, tags: Collection[str] = TAGS) -> tuple[str, list[Req
     def take(found: re.Match[str]) -> str:
         try:
             if found[1] not in tags:
-                raise RequestError(f"the tag {shown(found[0], 60)!r} is not known here and was left out; known are {', '.join(f'<{tag}:…>' for tag in tags)}")
+                known = ", ".join(f"<{tag}:…>" for tag in tags)
+                raise RequestError(f"the tag {shown(found[0], 60)!r} is not known here and was left out; known are {known}")
             requests.append(parse_request(found[2].split(":")))
         except RequestError as error:
             problems.append(str(error))

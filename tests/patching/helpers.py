@@ -53,7 +53,8 @@ def merge_by_hand(targets, networks):
 def photograph(tree):
     """Everything that patching might change: which objects the parameters are, their bits, and the hooks."""
     parameters = [(name, parameter, parameter.detach().clone(), parameter._version) for name, parameter in tree.named_parameters()]
-    hooks = [{field: dict(value) for field, value in vars(module).items() if "hook" in field and isinstance(value, dict)} for module in tree.modules()]
+    hooks = [{field: dict(value) for field, value in vars(module).items() if "hook" in field and isinstance(value, dict)}
+             for module in tree.modules()]
     attributes = [set(vars(module)) - {"error", "inside", "go"} for module in tree.modules()]  # without those that tests set
     return parameters, hooks, attributes, list(tree.state_dict())
 

@@ -253,7 +253,8 @@ def test_a_strength_that_is_not_finite_is_refused_and_what_was_on_stays(strength
 def test_the_order_of_networks_changes_no_bit():
     unet = make_unet()
     session = Session(unet)
-    networks = [(random_network(session.targets, seed, path=f"{seed}.safetensors"), strength) for seed, strength in ((1, 0.3), (2, -0.9), (3, 1.7), (1, 0.1))]
+    strengths = ((1, 0.3), (2, -0.9), (3, 1.7), (1, 0.1))
+    networks = [(random_network(session.targets, seed, path=f"{seed}.safetensors"), strength) for seed, strength in strengths]
     outputs = []
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
         session.apply([networks[number] for number in order])

@@ -8,6 +8,8 @@ from lib_lycoris.patching.targets import find_targets
 
 from .trees import SD1, SDXL, Holder, LdmUNet, OpenClipText, clip_text, diffusers_unet
 
+KINDS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm)
+
 
 def shapes(targets):
     return {key: tuple(target.shape) for key, target in targets.items()}
@@ -21,7 +23,7 @@ def both_unets(request):
 
 def test_an_ldm_and_a_diffusers_unet_have_the_same_targets_of_the_same_shapes(both_unets):
     ldm, diffusers = both_unets
-    own = {("unet", name.replace(".", "_")) for name, module in diffusers.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm))}
+    own = {("unet", name.replace(".", "_")) for name, module in diffusers.named_modules() if isinstance(module, KINDS)}
     assert set(find_targets(diffusers, [])) == own
     assert shapes(find_targets(ldm, [])) == shapes(find_targets(diffusers, []))
 
@@ -29,7 +31,7 @@ def test_an_ldm_and_a_diffusers_unet_have_the_same_targets_of_the_same_shapes(bo
 def test_every_module_is_found_by_its_own_its_diffusers_and_its_ldm_name(both_unets):
     ldm, diffusers = both_unets
     in_ldm, in_diffusers = find_targets(ldm, []), find_targets(diffusers, [])
-    ldm_paths = {target.module: path.replace(".", "_") for target in in_ldm.values() for path, module in ldm.named_modules() if module is target.module}
+    ldm_paths = {module: path.replace(".", "_") for path, module in ldm.named_modules()}
     for key, target in in_ldm.items():
         path = ldm_paths[target.module]
         assert in_ldm["unet", path] is target
@@ -40,7 +42,7 @@ def test_targets_have_the_names_that_the_file_spelling_gives_them(both_unets):
     ldm, _ = both_unets
     targets = find_targets(ldm, [])
     for path, module in ldm.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm)):
+        if isinstance(module, KINDS):
             assert targets[normal_name(f"lora_unet_{path}")].module is module
     for component, name in targets:
         assert normal_name(f"lora_unet_{name}") == (component, name)
@@ -102,7 +104,8 @@ def test_open_clip_has_the_names_of_clip_with_q_k_and_v_as_rows_of_one_weight(wr
     assert {name for component, name in targets if component == "te2"} == CLIP_NAMES - {"text_model_embeddings_position_embedding"}
     attention = tree.transformer.resblocks[1].attn
     k = targets["te2", "text_model_encoder_layers_1_self_attn_k_proj"]
-    assert (k.module, k.hooked, k.weight, k.bias, k.rows, tuple(k.shape)) == (attention, attention, "in_proj_weight", "in_proj_bias", slice(8, 16), (8, 8))
+    assert (k.module, k.hooked) == (attention, attention)
+    assert (k.weight, k.bias, k.rows, tuple(k.shape)) == ("in_proj_weight", "in_proj_bias", slice(8, 16), (8, 8))
     out = targets["te2", "text_model_encoder_layers_1_self_attn_out_proj"]
     assert (out.module, out.hooked, out.weight, out.rows) == (attention.out_proj, attention, "weight", None)
     assert targets["te2", "transformer_resblocks_1_attn_k_proj"] is k

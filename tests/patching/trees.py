@@ -1,4 +1,4 @@
-"""Small stand-ins for the module trees that patching meets: LDM's UNet (attribute names alone are the original's), open_clip's text model, wrapped encoders."""
+"""Small stand-ins for the module trees that patching meets: LDM's UNet (the attributes' names alone are the original's), open_clip's text model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ResBlock(nn.Module):
 class CrossAttention(nn.Module):
     def __init__(self, width, context):
         super().__init__()
-        self.to_q, self.to_k, self.to_v = nn.Linear(width, width, bias=False), nn.Linear(context, width, bias=False), nn.Linear(context, width, bias=False)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(size, width, bias=False) for size in (width, context, context))
         self.to_out = nn.Sequential(nn.Linear(width, width), nn.Dropout(0.0))
 
     def forward(self, x, context=None):
@@ -125,7 +125,8 @@ class LdmUNet(nn.Module):
         self.input_blocks = nn.ModuleList([nn.ModuleList([First(4, width, 3, padding=1)])])
         for level, (outer, depth) in enumerate(zip(widths, depths, strict=True)):
             for _ in range(2):
-                self.input_blocks.append(nn.ModuleList([ResBlock(width, outer, embedding), *([SpatialTransformer(outer, depth, linear)] if depth else [])]))
+                attention = [SpatialTransformer(outer, depth, linear)] if depth else []
+                self.input_blocks.append(nn.ModuleList([ResBlock(width, outer, embedding), *attention]))
                 width = outer
                 skips.append(width)
             if level < len(widths) - 1:
