@@ -21,7 +21,8 @@ _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 def parse_emphasis(text: str) -> list[tuple[str, float]]:
     """The text in pieces, each with its weight; ("BREAK", -1) where the text says BREAK outside of brackets.
 
-    Round and square brackets are counted apart and may overlap; what is never closed counts to the end; a closing bracket that nothing opened is text.
+    Round and square brackets are counted apart and may overlap; what is never closed counts to the end; a closing bracket that nothing opened is
+    text.
     Inside brackets BREAK is weighted like a word, as in the WebUI, and then breaks nothing.
 
     Source: AUTOMATIC1111/stable-diffusion-webui v1.10.1, modules/prompt_parser.py (behaviour; a weight that is no number, which is an error there, is

@@ -12,7 +12,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 SPECIAL = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
 
 # What ftfy, through which the host's tokenizer sends every text, makes of typographic quotes.
-_QUOTES = {ord(letter): plain for letters, plain in (("\u02bc\u2018\u2019\u201a\u201b", "'"), ("\u201c\u201d\u201e\u201f", '"')) for letter in letters}
+_QUOTES = str.maketrans("\u02bc\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f", "'''''" + '""""')
 
 
 def _letters() -> list[str]:
@@ -55,7 +55,8 @@ def write_clip_folder(folder: Path | str, text_config: dict) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary, merges = read_table()
-    settings = {**SPECIAL, "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, "add_prefix_space": False, "errors": "replace"}
+    settings = {**SPECIAL, "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, "add_prefix_space": False,
+                "errors": "replace"}
     files = {"vocab.json": json.dumps(vocabulary, ensure_ascii=False), "merges.txt": "\n".join(["#version: 0.2", *merges, ""]),
              "special_tokens_map.json": json.dumps(SPECIAL, indent=2), "tokenizer_config.json": json.dumps(settings, indent=2),
              "config.json": json.dumps({"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **text_config}, indent=2)}

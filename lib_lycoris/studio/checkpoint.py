@@ -33,6 +33,7 @@ class StudioModel:
         path: the file.
         latent_scale: what latents are multiplied by after encoding.
         betas: first and last beta of the noise schedule.
+        side: pixels of the square pictures it was made for.
     """
 
     unet: nn.Module
@@ -43,6 +44,7 @@ class StudioModel:
     path: Path
     latent_scale: float = LATENT_SCALE
     betas: tuple[float, float] = (0.00085, 0.012)
+    side: int = 512
     _hash: str | None = field(default=None, repr=False)
 
     @property
@@ -103,7 +105,8 @@ def load_checkpoint(path: Path | str | None = None, device: torch.device | str |
         module.to(device).eval()
     return StudioModel(unet, vae, text_encoder, bpe.make_tokenizer(), _prediction(config, metadata, tensors), path,
                        latent_scale=float(config.get("scale_factor", LATENT_SCALE)),
-                       betas=(float(config.get("linear_start", 0.00085)), float(config.get("linear_end", 0.012))))
+                       betas=(float(config.get("linear_start", 0.00085)), float(config.get("linear_end", 0.012))),
+                       side=8 * int(config.get("image_size", 64)))
 
 
 # ------------------------------------------------------------------ reading
@@ -204,8 +207,9 @@ def _build_unet(path: Path, tensors: Mapping[str, Tensor], config: Mapping, dtyp
 
     part = ldm.read_part(tensors, ldm.UNET)
     params = _inner(config, "unet_config")
-    heads, head_width = params.get("num_heads", 8), params.get("num_head_channels", -1)
-    arguments = _sizes(path, "UNet", ldm.unet_config, part, heads if heads and heads > 0 else 8, head_width if head_width and head_width > 0 else None)
+    heads, head_width = (params.get(name) for name in ("num_heads", "num_head_channels"))  # -1 says: ask the other one
+    arguments = _sizes(path, "UNet", ldm.unet_config, part, heads if heads and heads > 0 else 8,
+                       head_width if head_width and head_width > 0 else None)
     return _filled(path, "UNet", lambda: UNet2DConditionModel(**arguments), ldm.unet_to_diffusers(part), dtype)
 
 

@@ -33,7 +33,8 @@ def refuse_other_kinds(path: Path, tensors: Mapping[str, Tensor]) -> None:
     if not tensors:
         raise CheckpointError(f"checkpoint {path}: holds no tensors; {_NEED}")
     if any(mark in name for name in tensors for mark in _NETWORK_MARKS):
-        raise CheckpointError(f"checkpoint {path}: is a network (LoRA) file; put it into the networks folder and write <lyco:{path.stem}> in the prompt")
+        raise CheckpointError(f"checkpoint {path}: is a network (LoRA) file; put it into the networks folder and write "
+                              f"<lyco:{path.stem}> in the prompt")
     for mark, kind in _FOREIGN:
         if any(mark in name for name in tensors):
             raise CheckpointError(f"checkpoint {path}: is {kind}; {_NEED}")
@@ -46,9 +47,11 @@ def refuse_other_kinds(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"checkpoint {path}: has no {' and no '.join(missing)}; {_NEED}, with UNet, autoencoder and text encoder")
     first = tensors.get(f"{ldm.UNET}input_blocks.0.0.weight")
     if first is not None and first.ndim == 4 and first.shape[1] != 4:
-        kind = {9: "an inpainting checkpoint", 8: "an instruct-pix2pix checkpoint"}.get(first.shape[1], f"a checkpoint with {first.shape[1]} input channels")
+        known = {9: "an inpainting checkpoint", 8: "an instruct-pix2pix checkpoint"}
+        kind = known.get(first.shape[1], f"a checkpoint with {first.shape[1]} input channels")
         raise CheckpointError(f"checkpoint {path}: is {kind}; {_NEED} for text to image")
     context = tensors.get(f"{ldm.UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
     words = next((tensor for name, tensor in tensors.items() if name.startswith(ldm.TEXT) and name.endswith("token_embedding.weight")), None)
     if context is not None and words is not None and context.shape[-1] != words.shape[-1]:
-        raise CheckpointError(f"checkpoint {path}: its UNet takes text vectors of width {context.shape[-1]}, its text encoder gives {words.shape[-1]}; {_NEED}")
+        raise CheckpointError(f"checkpoint {path}: its UNet takes text vectors of width {context.shape[-1]}, its text encoder gives "
+                              f"{words.shape[-1]}; {_NEED}")

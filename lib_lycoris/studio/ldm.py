@@ -16,8 +16,8 @@ UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_mo
 _TEXT_LEVEL = "text_model."
 _POSITIONS = "embeddings.position_ids"
 
-_RESNET = [("in_layers.0", "norm1"), ("in_layers.2", "conv1"), ("emb_layers.1", "time_emb_proj"), ("out_layers.0", "norm2"), ("out_layers.3", "conv2"),
-           ("skip_connection", "conv_shortcut")]
+_RESNET = [("in_layers.0", "norm1"), ("in_layers.2", "conv1"), ("emb_layers.1", "time_emb_proj"), ("out_layers.0", "norm2"),
+           ("out_layers.3", "conv2"), ("skip_connection", "conv_shortcut")]
 _VAE_ATTENTION = [("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")]
 
 
@@ -169,8 +169,8 @@ def unet_config(part: Mapping[str, Tensor], heads: int = 8, head_width: int | No
 def vae_config(part: Mapping[str, Tensor]) -> dict:
     """The arguments of diffusers' AutoencoderKL for a file's autoencoder."""
     levels, blocks = _levels(part, "encoder.down.", "block")
-    return {"block_out_channels": [part[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)], "layers_per_block": blocks,
-            "latent_channels": part["decoder.conv_in.weight"].shape[1], "down_block_types": ["DownEncoderBlock2D"] * levels,
+    widths = [part[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)]
+    return {"block_out_channels": widths, "layers_per_block": blocks, "latent_channels": part["decoder.conv_in.weight"].shape[1], "down_block_types": ["DownEncoderBlock2D"] * levels,
             "up_block_types": ["UpDecoderBlock2D"] * levels, "norm_num_groups": 32, "sample_size": 512}
 
 

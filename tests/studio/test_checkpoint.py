@@ -43,7 +43,7 @@ def test_the_loaded_modules_compute_what_the_saved_ones_computed(path, modules):
         assert torch.equal(model.vae.decode(latents).sample, vae.decode(latents).sample)
         context = torch.randn(1, 5, 32)
         assert torch.equal(model.unet(latents, 10, context).sample, unet(latents, 10, context).sample)
-    assert (model.name, model.prediction, model.latent_scale, model.dtype) == ("tiny", "eps", 0.18215, torch.float32)
+    assert (model.name, model.prediction, model.latent_scale, model.side, model.dtype) == ("tiny", "eps", 0.18215, 64, torch.float32)
     assert not any(module.training for module in (model.unet, model.vae, model.text_encoder))
 
 

@@ -14,7 +14,8 @@ def modules():
 def test_to_the_file_and_back_is_every_tensor_unchanged(modules):
     unet, vae, text = (module.state_dict() for module in modules)
     tensors = ldm.make_checkpoint(unet, vae, text)
-    for state, again in ((unet, ldm.unet_to_diffusers(ldm.read_part(tensors, ldm.UNET))), (vae, ldm.vae_to_diffusers(ldm.read_part(tensors, ldm.VAE))),
+    for state, again in ((unet, ldm.unet_to_diffusers(ldm.read_part(tensors, ldm.UNET))),
+                         (vae, ldm.vae_to_diffusers(ldm.read_part(tensors, ldm.VAE))),
                          (text, ldm.text_to_transformers(ldm.read_part(tensors, ldm.TEXT)))):
         assert set(state) == set(again)
         assert all(torch.equal(state[name], again[name]) for name in state)
@@ -23,7 +24,8 @@ def test_to_the_file_and_back_is_every_tensor_unchanged(modules):
 def test_the_sizes_are_read_back_from_the_shapes(modules):
     unet, vae, text = modules
     tensors = ldm.make_checkpoint(unet.state_dict(), vae.state_dict(), text.state_dict())
-    for config, module in ((ldm.unet_config(ldm.read_part(tensors, ldm.UNET), heads=4), unet), (ldm.vae_config(ldm.read_part(tensors, ldm.VAE)), vae)):
+    for config, module in ((ldm.unet_config(ldm.read_part(tensors, ldm.UNET), heads=4), unet),
+                           (ldm.vae_config(ldm.read_part(tensors, ldm.VAE)), vae)):
         assert {key: tuple(value) if isinstance(value, list) else value for key, value in config.items() if key != "sample_size"} \
             == {key: tuple(v) if isinstance(v := module.config[key], list) else v for key in config if key != "sample_size"}
     config = ldm.text_config(text.state_dict(), {"num_attention_heads": 4})

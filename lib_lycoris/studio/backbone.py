@@ -1,0 +1,107 @@
+"""The studio's model as the trainer sees it."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..prompt.request import split_prompt
+from .checkpoint import StudioModel
+from .conditioning import check_clip_skip, encode_captions
+from .generate import GenerateSettings, draw_pictures
+from .schedule import alphas_cumprod
+
+_HALF = torch.float16
+
+
+class StudioBackbone:
+    """Fulfils training.backbone.Backbone over diffusers' and transformers' modules.
+
+    Args:
+        clip_skip: which of the text encoder's last layers captions are taken from.
+        prediction: "eps" or "v" where the checkpoint doesn't tell, or tells wrong; None asks it.
+
+    Raises:
+        ConfigError: clip_skip is larger than the text encoder is deep.
+    """
+
+    base_model = "sd_v1"
+
+    def __init__(self, model: StudioModel, clip_skip: int = 1, prediction: str | None = None):
+        self.model = model if prediction is None else replace(model, prediction=prediction)
+        self._clip_skip = check_clip_skip(model, clip_skip)
+        self.unet: nn.Module = model.unet
+        self.text_encoders: tuple[nn.Module, ...] = (model.text_encoder,)
+        self.alphas_cumprod = alphas_cumprod(model.betas)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def prediction(self) -> str:
+        return self.model.prediction
+
+    @property
+    def checkpoint_name(self) -> str:
+        return self.model.name
+
+    @property
+    def checkpoint_hash(self) -> str | None:
+        return self.model.hash
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Latents [B,4,h,w] drawn from the autoencoder's posterior, scaled, for pictures [B,3,H,W] in -1..1."""
+        vae = self.model.vae
+        return vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist.sample(generator) * self.model.latent_scale
+
+    def encode_captions(self, captions: list[str]) -> Tensor:
+        """The text encoder's vectors [B,T,D]; brackets in captions are text."""
+        return encode_captions(self.model, captions, self._clip_skip)
+
+    def predict(self, x_t: Tensor, t: Tensor, conditioning: Tensor) -> Tensor:
+        """The UNet's answer [B,4,h,w] in x_t's dtype."""
+        dtype = self.model.dtype
+        return self.unet(x_t.to(dtype), t, conditioning.to(dtype)).sample.to(x_t.dtype)
+
+    def preview(self, prompt: str, seed: int, **settings) -> np.ndarray:
+        """A picture uint8 [H,W,3] with whatever is attached to the model now.
+
+        Args:
+            settings: those of GenerateSettings; size is the checkpoint's own where nothing is said.
+        """
+        defaults = {"width": self.model.side, "height": self.model.side, "clip_skip": self._clip_skip}
+        asked = GenerateSettings(prompt=prompt, seed=seed, **{**defaults, **settings})
+        return draw_pictures(self.model, asked, split_prompt(prompt)[0], [seed], [])[0].pixels
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Around a training: parameters are frozen, dropout is off, half precision is widened so that gradients fit; all is put back at the end."""
+        modules = (self.unet, self.model.vae, *self.text_encoders)
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        flags = [parameter.requires_grad for parameter in parameters]
+        modes = [(part, part.training) for module in modules for part in module.modules()]
+        halves = [parameter for parameter in parameters if parameter.dtype == _HALF]
+        try:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            for module in modules:
+                module.eval()
+            _cast(halves, torch.float32)
+            yield
+        finally:
+            _cast(halves, _HALF)  # every half-precision number comes back as it was
+            for parameter, flag in zip(parameters, flags, strict=True):
+                parameter.requires_grad_(flag)
+            for part, mode in modes:
+                part.training = mode
+
+
+def _cast(parameters: list[nn.Parameter], dtype: torch.dtype) -> None:
+    for parameter in parameters:
+        parameter.data = parameter.data.to(dtype)

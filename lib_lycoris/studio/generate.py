@@ -1,0 +1,142 @@
+"""From settings to pictures: prompt, networks, sampling and decoding."""
+from __future__ import annotations
+
+import random
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..prompt.request import Request, split_prompt
+from ..training.setting import Section, setting
+from .checkpoint import StudioModel
+from .conditioning import check_clip_skip, encode_composition, encode_prompt
+from .guidance import Guidance
+from .noise import PictureNoise
+from .picture import Picture, decode_latent, make_infotext
+from .sampler import SAMPLERS, Interrupted, find_sampler, sample
+from .schedule import NoiseLevels, alphas_cumprod
+
+PROGRAM = "Lyco Studio"
+LARGEST_SEED = 2 ** 63 - 1 - 64
+"""The last picture of the largest batch has a seed too."""
+OnStep = Callable[[int, int, Tensor], None]
+"""(step from 0, count of steps, latents [B,4,h,w] without their noise)."""
+
+
+@dataclass(frozen=True)
+class GenerateSettings(Section):
+    """How pictures are made; a value out of range is an error when the record is made."""
+
+    section: typing.ClassVar[str] = "generate"
+
+    prompt: str = setting("", "What to draw. <lyco:NAME:STRENGTH> applies a network; (more), [less], (word:1.3), BREAK and AND as in the WebUI.")
+    negative: str = setting("", "What to keep out.")
+    seed: int = setting(-1, "Picture i of a batch has seed + i; -1 draws one.", minimum=-1, maximum=LARGEST_SEED)
+    steps: int = setting(20, "Sampler steps.", minimum=1, maximum=1000)
+    sampler: str = setting("Euler a", f"One of {', '.join(SAMPLERS)}.")
+    scheduler: str = setting("automatic", "How the noise levels are spaced: automatic, uniform, karras or exponential.")
+    width: int = setting(512, "Pixels.", minimum=64, maximum=4096, multiple=8)
+    height: int = setting(512, "Pixels.", minimum=64, maximum=4096, multiple=8)
+    cfg: float = setting(7.0, "How closely to follow the prompt.", minimum=0, maximum=100)
+    clip_skip: int = setting(1, "Which of the text encoder's last layers the prompt is taken from, 1 is the last.", minimum=1, maximum=12)
+    batch: int = setting(1, "Pictures.", minimum=1, maximum=64)
+
+    def _check_together(self) -> None:
+        sampler, scheduler = find_sampler(self.sampler, self.scheduler)
+        if self.steps < SAMPLERS[sampler].fewest:
+            raise ConfigError(f"generate.steps = {self.steps}: {sampler} needs {SAMPLERS[sampler].fewest} or more")
+        object.__setattr__(self, "sampler", sampler)
+        object.__setattr__(self, "scheduler", scheduler)
+
+
+class Networks(Protocol):
+    """Puts networks onto the model and takes them off: generation.Generation."""
+
+    def apply(self, requests: list[Request]) -> list[str]:
+        """Applies exactly these; gives the problems in words."""
+
+    def restore(self) -> None:
+        """Takes everything off."""
+
+
+def generate(model: StudioModel, settings: GenerateSettings, networks: Networks | None = None, on_step: OnStep | None = None,
+             should_stop: Callable[[], bool] | None = None) -> list[Picture]:
+    """The pictures, at least one, also after an interruption: then they are as far as they had come.
+
+    Args:
+        networks: applies the prompt's `<lyco:…>` tags; taken off again in any case. None: tags apply nothing, and the pictures' problems say so.
+        on_step: called after each step.
+        should_stop: asked after each step.
+
+    Raises:
+        ConfigError: clip_skip is larger than the text encoder is deep.
+    """
+    check_clip_skip(model, settings.clip_skip)
+    text, requests, problems = split_prompt(settings.prompt)
+    problems = [*problems, *_tags_in_negative(settings.negative)]
+    first = settings.seed if settings.seed >= 0 else random.randrange(2 ** 32)
+    try:
+        if networks is not None:
+            problems += networks.apply(requests)
+        else:
+            problems += [f"network {request.name!r} was not applied: there is no network folder here" for request in requests]
+        return draw_pictures(model, settings, text, [first + place for place in range(settings.batch)], problems, on_step, should_stop)
+    finally:
+        if networks is not None:
+            networks.restore()
+
+
+@torch.no_grad()
+def draw_pictures(model: StudioModel, settings: GenerateSettings, text: str, seeds: list[int], problems: list[str],
+                  on_step: OnStep | None = None, should_stop: Callable[[], bool] | None = None) -> list[Picture]:
+    """The pictures of a prompt without tags, with whatever is attached to the model now.
+
+    Args:
+        text: what is left of settings.prompt without its tags.
+        seeds: one a picture.
+        problems: told with every picture.
+    """
+    prompts = encode_composition(model, text, settings.clip_skip)
+    negative = encode_prompt(model, settings.negative, settings.clip_skip)
+    levels = NoiseLevels(alphas_cumprod(model.betas))
+    noise = PictureNoise(seeds, (4, settings.height // 8, settings.width // 8), model.device)
+    seen: list[Tensor] = []
+
+    def after_step(step: int, denoised: Tensor) -> None:
+        seen[:] = [denoised]
+        if on_step is not None:
+            on_step(step, settings.steps, denoised)
+        if should_stop is not None and should_stop():
+            raise Interrupted
+
+    interrupted = False
+    try:
+        denoise = Guidance(model, levels, prompts, negative, settings.cfg)
+        latents = sample(levels, denoise, noise.draw, settings.sampler, settings.scheduler, settings.steps, after_step)
+    except Interrupted:
+        latents, interrupted = seen[0], True
+    if not torch.isfinite(latents).all():
+        problems = [*problems, f"the picture has no finite values: {model.name} or a network does not work in {model.dtype}; try float32"]
+    return [Picture(decode_latent(model, latent[None]), infotext(model, settings, seed), seed, tuple(problems), interrupted)
+            for latent, seed in zip(latents, seeds, strict=True)]
+
+
+def infotext(model: StudioModel, settings: GenerateSettings, seed: int) -> str:
+    """How a picture was made, in the form of the WebUI's infotexts."""
+    chosen = SAMPLERS[settings.sampler].scheduler if settings.scheduler == "automatic" else settings.scheduler
+    schedule = "Automatic" if settings.scheduler == "automatic" and chosen == "uniform" else chosen.capitalize()
+    return make_infotext(settings.prompt, settings.negative, {
+        "Steps": settings.steps, "Sampler": settings.sampler, "Schedule type": schedule, "CFG scale": settings.cfg, "Seed": seed,
+        "Size": f"{settings.width}x{settings.height}", "Model hash": model.hash, "Model": model.name,
+        "Clip skip": settings.clip_skip if settings.clip_skip > 1 else None,
+        "RNG": "CPU" if model.device.type == "cuda" else None,  # what the WebUI must be told to draw the same noise there
+        "Version": PROGRAM})
+
+
+def _tags_in_negative(negative: str) -> list[str]:
+    return [f"<lyco:{request.name}> in the negative prompt applies nothing: write it into the prompt" for request in split_prompt(negative)[1]]

@@ -1,0 +1,57 @@
+"""What the picture would be without its noise, as the model sees it under a prompt and a negative prompt."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .checkpoint import StudioModel
+from .schedule import NoiseLevels
+
+
+class Guidance:
+    """The denoiser that samplers call: prompt, negative prompt and guidance over the UNet.
+
+    Args:
+        prompts: the vectors [1,T,D] and the strength of each text that AND joins.
+        negative: vectors [1,T',D].
+        cfg: how strongly the prompt is preferred over the negative one.
+    """
+
+    def __init__(self, model: StudioModel, levels: NoiseLevels, prompts: Sequence[tuple[Tensor, float]], negative: Tensor, cfg: float):
+        self._model, self._levels, self._prompts, self._negative, self._cfg = model, levels, prompts, negative, cfg
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The picture's latent without noise.
+
+        Args:
+            x: [B,4,h,w] with noise of strength sigma.
+            sigma: [] on the CPU.
+
+        Source: Ho & Salimans 2022 (arXiv:2207.12598), equation 6; several prompts: Liu et al. 2022 (arXiv:2206.01714), equation 11.
+        """
+        texts = [vectors for vectors, _ in self._prompts]
+        if texts[0].shape == self._negative.shape:
+            *wanted, unwanted = self._denoise(x, sigma, torch.cat([*texts, self._negative])).unbind(0)
+        else:  # texts of unequal length don't fit into one call
+            wanted = self._denoise(x, sigma, torch.cat(texts)).unbind(0)
+            (unwanted,) = self._denoise(x, sigma, self._negative).unbind(0)
+        result = unwanted.clone()
+        for denoised, (_, strength) in zip(wanted, self._prompts, strict=True):
+            result += (denoised - unwanted) * (strength * self._cfg)
+        return result
+
+    def _denoise(self, x: Tensor, sigma: Tensor, texts: Tensor) -> Tensor:
+        """The denoised latents for each text: [N,B,4,h,w] for texts [N,T,D].
+
+        Source: Karras et al. 2022, equation 7, with the scalings of k-diffusion for models that predict noise or velocity.
+        """
+        unet, (count, batch) = self._model.unet, (len(texts), len(x))
+        scale_in = 1 / (sigma ** 2 + 1) ** 0.5
+        t = self._levels.sigma_to_t(sigma).to(x.device).expand(count * batch)
+        inputs = (x * scale_in).to(self._model.dtype).repeat(count, 1, 1, 1)
+        output = unet(inputs, t, texts.to(self._model.dtype).repeat_interleave(batch, dim=0)).sample.to(x.dtype).unflatten(0, (count, batch))
+        if self._model.prediction == "v":
+            return x / (sigma ** 2 + 1) - output * sigma * scale_in
+        return x - output * sigma
