@@ -170,7 +170,8 @@ def vae_config(part: Mapping[str, Tensor]) -> dict:
     """The arguments of diffusers' AutoencoderKL for a file's autoencoder."""
     levels, blocks = _levels(part, "encoder.down.", "block")
     widths = [part[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)]
-    return {"block_out_channels": widths, "layers_per_block": blocks, "latent_channels": part["decoder.conv_in.weight"].shape[1], "down_block_types": ["DownEncoderBlock2D"] * levels,
+    return {"block_out_channels": widths, "layers_per_block": blocks,
+            "latent_channels": part["decoder.conv_in.weight"].shape[1], "down_block_types": ["DownEncoderBlock2D"] * levels,
             "up_block_types": ["UpDecoderBlock2D"] * levels, "norm_num_groups": 32, "sample_size": 512}
 
 
