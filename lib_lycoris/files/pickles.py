@@ -100,11 +100,13 @@ class PickleFile:
 
     def _read_storage(self, file: BinaryIO, storage: _Storage) -> Tensor:
         start, length = self._places.get(storage.key, (0, -1))
-        data = torch.empty(max(storage.nbytes, 0), dtype=torch.uint8)
-        file.seek(start)
-        if length != storage.nbytes or (length and file.readinto(memoryview(data.numpy())) != length):
-            raise _damaged(self._path, f"the data of storage {shown(storage.key)} is missing or cut off")
-        return data
+        size = os.fstat(file.fileno()).st_size
+        if length == storage.nbytes and start + length <= size:  # only now is anything allocated
+            data = torch.empty(length, dtype=torch.uint8)
+            file.seek(start)
+            if not length or file.readinto(memoryview(data.numpy())) == length:
+                return data
+        raise _damaged(self._path, f"the data of storage {shown(storage.key)} is missing or cut off")
 
 
 def open_pickle(path: str | os.PathLike[str]) -> PickleFile:
