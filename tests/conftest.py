@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is imported anywhere: one thread a process (the processes share the cores, and pictures repeat bit for bit at a fixed count), no request to a hub.
+# Before torch is imported anywhere: one thread a process (they share the cores; pictures repeat bit for bit at a fixed count), no request to a hub.
 for _name, _value in {
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
