@@ -1,4 +1,6 @@
 import json
+import sys
+import types
 
 import pytest
 import torch
@@ -88,6 +90,18 @@ def test_an_old_ckpt_file_loads_without_running_what_it_names(tmp_path, tensors,
     torch.save({"state_dict": tensors, "global_step": 3}, tmp_path / "old.ckpt")
     model, same = load_checkpoint(tmp_path / "old.ckpt", device="cpu"), load_checkpoint(path, device="cpu")
     assert all(torch.equal(a, b) for a, b in zip(model.unet.state_dict().values(), same.unet.state_dict().values(), strict=True))
+
+
+def test_the_classes_of_training_frameworks_in_old_ckpt_files_are_passed_over(tmp_path, tensors, monkeypatch):
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    kind = type("ModelCheckpoint", (), {"__module__": name})
+    with monkeypatch.context() as patch:  # only the writer has the framework
+        module = types.ModuleType(name)
+        module.ModelCheckpoint = kind
+        for place in ("pytorch_lightning", "pytorch_lightning.callbacks", name):
+            patch.setitem(sys.modules, place, module)
+        torch.save({"state_dict": tensors, "callbacks": {kind: {"best": 1.0}}}, tmp_path / "v1.ckpt")
+    assert load_checkpoint(tmp_path / "v1.ckpt", device="cpu").name == "v1"
 
 
 class Evil:
