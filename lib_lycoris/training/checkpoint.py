@@ -1,7 +1,7 @@
 """Resumable states of a training on disk: written whole or not at all, checksummed, the newest few kept.
 
-A state is a safetensors file NAME-states/step-00000200-SESSION.safetensors: the trained parameters, the optimiser's tensors, and in the metadata the rest as JSON.
-Everything random in a training follows from (seed, epoch, sample), so that the step is the whole state of its random numbers.
+A state is a safetensors file NAME-states/step-00000200-SESSION.safetensors: the trained parameters, the optimiser's tensors, and in the metadata
+the rest as JSON. Everything random in a training follows from (seed, epoch, sample), so that the step is the whole state of its random numbers.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class States:
             except NetworkFileError as error:
                 problems.append(f"{error}; an older state is used")
         if problems:
-            raise TrainingError(f"no state in {self.folder} can be used, the last one tried said: {problems[-1].rpartition(';')[0]}; start again without resuming")
+            last = problems[-1].rpartition(";")[0]
+            raise TrainingError(f"no state in {self.folder} can be used, the last one tried said: {last}; start again without resuming")
         return None, []
 
     def latest_path(self) -> Path | None:

@@ -41,6 +41,10 @@ class ModelSettings(Section):
         "auto", 'Whether the model predicts the velocity v instead of the noise; "auto" asks the checkpoint.', choices=("auto", "true", "false")
     )
 
+    def resolve_prediction(self, found: str) -> str:
+        """"eps" or "v": what this setting says, or with "auto" what the model itself was `found` to predict."""
+        return {"auto": found, "true": "v", "false": "eps"}[self.v_prediction]
+
 
 @dataclass(frozen=True)
 class DataSettings(Section):
@@ -86,7 +90,8 @@ class NetworkSettings(Section):
     def _check_together(self) -> None:
         for name in ("conv_rank", "conv_alpha"):
             if self.kind == "lora" and getattr(self, name) is not None:
-                raise ConfigError(f'network.{name} = {getattr(self, name):g}: network.kind "lora" has no convolutions; leave it out or use kind = "locon"')
+                value = f"{getattr(self, name):g}"
+                raise ConfigError(f'network.{name} = {value}: network.kind "lora" has no convolutions; leave it out or use kind = "locon"')
         if self.targets == ():
             raise ConfigError("network.targets = []: nothing would be trained; name a group or leave it out")
 
@@ -289,7 +294,7 @@ def _find_setting(section: str, name: Any) -> Setting:
     if name in known:
         return known[name]
     elsewhere = [item.key for item in settings() if item.name == name]
-    if elsewhere:
+    if elsewhere and not difflib.get_close_matches(str(name), known, n=1, cutoff=0.8):
         raise ConfigError(f"unknown key {section}.{name}; did you mean {elsewhere[0]}?")
     raise ConfigError(_unknown(f"key {section}.{name}", str(name), list(known), prefix=f"{section}."))
 

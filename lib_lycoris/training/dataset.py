@@ -106,7 +106,8 @@ def _scan_folder(folder: Path, repeats: int) -> list[Picture]:
     except OSError as error:
         raise DatasetError(f"dataset folder {folder} can't be read ({error.strerror or error}): check its permissions") from error
     if not pictures:
-        raise DatasetError(f"dataset folder {folder} holds no picture: put {', '.join(ending[1:] for ending in PICTURES)} files there, with a .txt beside each")
+        endings = ", ".join(ending[1:] for ending in PICTURES)
+        raise DatasetError(f"dataset folder {folder} holds no picture: put {endings} files there, with a .txt beside each")
     return pictures
 
 

@@ -54,12 +54,13 @@ def export_network(folder: Path, layers: Mapping[Key, Layer], config: TrainConfi
     try:
         write_tensors(path, tensors, metadata)
     except (LycoError, OSError) as error:
-        raise TrainingError(f"the network could not be saved: {error}; the training's last state is kept, resuming it saves the network again") from error
+        advice = "the training's last state is kept, resuming it saves the network again"
+        raise TrainingError(f"the network could not be saved: {error}; {advice}") from error
     return path
 
 
 def network_tensors(layers: Mapping[Key, Layer], dtype: str, single_text_encoder: bool = True) -> dict[str, Tensor]:
-    """All parameters under kohya's names: "lora_unet_….lora_down.weight". Weights are rounded to `dtype` once; alpha stays float32, as it is exact there.
+    """All parameters under kohya's names: "lora_unet_….lora_down.weight". Weights are rounded to `dtype` once; alpha stays float32, exact.
 
     Raises:
         TrainingError: a value is not finite, or too large for the dtype.
@@ -70,7 +71,8 @@ def network_tensors(layers: Mapping[Key, Layer], dtype: str, single_text_encoder
         for part, tensor in layer.tensors().items():
             tensors[f"{prefix}.{part}"] = tensor.float().cpu() if part == "alpha" else tensor.to(_DTYPES[dtype]).cpu()
             if not is_finite(tensors[f"{prefix}.{part}"]):
-                raise TrainingError(f'layer {prefix}: {part} has values that {dtype} can\'t hold; set output.dtype = "fp32", or train at a lower rate')
+                advice = 'set output.dtype = "fp32", or train at a lower rate'
+                raise TrainingError(f"layer {prefix}: {part} has values that {dtype} can't hold; {advice}")
     return tensors
 
 
@@ -79,7 +81,7 @@ def _facts(config: TrainConfig, backbone: Backbone, about: About) -> TrainingFac
     large = network.kind == "locon"
     return TrainingFacts(
         name=config.output.name, base_model=backbone.base_model,
-        prediction={"auto": backbone.prediction, "true": "v", "false": "eps"}[config.model.v_prediction],
+        prediction=config.model.resolve_prediction(backbone.prediction),
         rank=network.rank, alpha=network.linear_alpha,
         conv_rank=network.convolution_rank if large else None, conv_alpha=network.convolution_alpha if large else None,
         checkpoint_name=backbone.checkpoint_name, checkpoint_hash=backbone.checkpoint_hash,
@@ -87,7 +89,8 @@ def _facts(config: TrainConfig, backbone: Backbone, about: About) -> TrainingFac
         steps=about.steps, planned_steps=about.planned,
         learning_rate=training.learning_rate, unet_learning_rate=training.learning_rate,
         text_encoder_learning_rate=training.te_learning_rate if network.text_encoder else None,
-        optimizer=training.optimizer, schedule=training.schedule, precision=training.precision, seed=training.seed, clip_skip=config.model.clip_skip,
+        optimizer=training.optimizer, schedule=training.schedule, precision=training.precision, seed=training.seed,
+        clip_skip=config.model.clip_skip,
         started=about.started_at, finished=time.time(),
         trigger_words=tuple(dict.fromkeys(picture.concept for picture in about.dataset.pictures if picture.concept)),
         tag_frequency=_tag_frequency(about.dataset),

@@ -24,6 +24,7 @@ def encode_dataset(backbone: Backbone, dataset: Dataset, resolution: int, seed: 
             pixels = read_picture(picture.path, resolution)[None].to(backbone.device)
             encoded = backbone.encode_pictures(pixels, make_generator(seed, "latents", index))[0].float()
             if not torch.isfinite(encoded).all():
-                raise TrainingError(f"picture {picture.path}: the autoencoder gives values that are not finite; load it in float32 or remove the picture")
+                advice = "load the model in float32, or take the picture out"
+                raise TrainingError(f"picture {picture.path}: the autoencoder gives values that are not finite; {advice}")
             latents.append(encoded.to(backbone.device))
     return latents

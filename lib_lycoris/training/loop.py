@@ -177,15 +177,17 @@ def _odd_about_resuming(config: TrainConfig, backbone: Backbone, state: State | 
     """
     if state is None:
         left = states.latest_path()
+        name = config.output.name
         if resume:
-            return [f"no saved state of {config.output.name} in {config.output.folder}: the training begins at step 0"]
-        return [f"an earlier training {config.output.name} left {left.name}; the first save replaces it, resuming would go on from it"] if left else []
+            return [f"no saved state of {name} in {config.output.folder}: the training begins at step 0"]
+        return [f"an earlier training {name} left {left.name}; the first save replaces it, resuming would go on from it"] if left else []
     then, now = state.config, config.to_dict()
     changed = [f"{section}.{key}" for section in now for key in now[section] if then.get(section, {}).get(key) != now[section][key]]
     for key in changed:
         if key.startswith("network."):
             section, _, name = key.partition(".")
-            raise ConfigError(f"{key} = {now[section][name]}: the saved state was trained with {then.get(section, {}).get(name)}; set it back or do not resume")
+            before = then.get(section, {}).get(name)
+            raise ConfigError(f"{key} = {now[section][name]}: the saved state was trained with {before}; set it back or do not resume")
     problems = [f"resumed with another {key}" for key in changed if not key.startswith("output.")]
     if state.checkpoint != _checkpoint_mark(backbone):
         problems.append(f"resumed on another checkpoint, {backbone.checkpoint_name}")

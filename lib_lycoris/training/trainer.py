@@ -41,8 +41,10 @@ class Trainer:
         self._order = Order(len(material.latents), config.data.batch_size, config.training.seed)
         self._captions = make_captions(backbone, any(component != "unet" for component, _ in layers))
         self._alphas_cumprod = backbone.alphas_cumprod.to(backbone.device, torch.float32)
-        self._prediction = {"auto": backbone.prediction, "true": "v", "false": "eps"}[config.model.v_prediction]
-        self.parameters = {f"{component}.{name}.{part}": value for (component, name), layer in layers.items() for part, value in layer.named_parameters()}
+        self._prediction = config.model.resolve_prediction(backbone.prediction)
+        self.parameters = {
+            f"{component}.{name}.{part}": value for (component, name), layer in layers.items() for part, value in layer.named_parameters()
+        }
         self._rates, groups = self._parameter_groups()
         self._optimizer = make_optimizer(groups, config.training)
         self._scaler = _make_scaler(config.training.precision, backbone.device)
@@ -53,9 +55,7 @@ class Trainer:
         Raises:
             NotFiniteError: loss or gradient are not finite; the parameters are unchanged.
         """
-        draws = [draw(self._config.training.seed, epoch, sample, self._material.latents[sample].shape, len(self._alphas_cumprod),
-                      self._config.data.caption_dropout) for epoch, sample in self._order.batch(step)]
-        loss = self._loss(draws)
+        loss = self._loss([self._draw(epoch, sample) for epoch, sample in self._order.batch(step)])
         value = float(loss.detach())
         if not math.isfinite(value):
             raise NotFiniteError(f"the loss of step {step + 1} is {value}")
@@ -85,7 +85,8 @@ class Trainer:
             for name, value in self.parameters.items():
                 saved = tensors.get(f"network.{name}")
                 if saved is None or saved.shape != value.shape:
-                    raise TrainingError(f"the saved state has no {name} of shape {list(value.shape)}: resume with the checkpoint and settings it was made with")
+                    advice = "resume with the checkpoint and settings it was made with"
+                    raise TrainingError(f"the saved state has no {name} of shape {list(value.shape)}: {advice}")
                 value.copy_(saved)
         entries: dict[str, dict[str, Tensor]] = {name: {} for name in self.parameters}
         for key, tensor in tensors.items():
@@ -107,6 +108,10 @@ class Trainer:
         text = [value for name, value in self.parameters.items() if not name.startswith("unet.")]
         pairs = [(rate, values) for rate, values in ((settings.learning_rate, unet), (settings.te_learning_rate, text)) if values]
         return [rate for rate, _ in pairs], [{"params": values, "lr": rate} for rate, values in pairs]
+
+    def _draw(self, epoch: int, sample: int) -> Draw:
+        shape = self._material.latents[sample].shape
+        return draw(self._config.training.seed, epoch, sample, shape, len(self._alphas_cumprod), self._config.data.caption_dropout)
 
     def _loss(self, draws: Sequence[Draw]) -> Tensor:
         device, training = self._backbone.device, self._config.training

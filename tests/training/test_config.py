@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib_lycoris.errors import ConfigError
+from lib_lycoris.training import config as config_module
+from lib_lycoris.training.config import TrainConfig, json_schema, settings
+
+SETTINGS = {item.key: item for item in settings()}
+
+
+def values_of(item):
+    """A strategy for values that the setting takes."""
+    if item.key == "output.name":
+        plain = st.text("abcXYZ019-_äß (1)", min_size=1, max_size=20).filter(lambda text: text == text.strip() and text)
+    elif item.choices:
+        one = st.sampled_from(item.choices)
+        plain = st.lists(one, min_size=1, max_size=4) if item.kind == "list of texts" else one
+    elif item.kind == "whole number":
+        step = item.multiple or 1
+        plain = st.integers(-(-int(item.minimum) // step), int(item.maximum) // step).map(lambda number: number * step)
+    elif item.kind == "number":
+        plain = st.floats(item.minimum, item.maximum if item.maximum is not None else 1e6, exclude_min=item.above_minimum)
+    elif item.kind == "yes or no":
+        plain = st.booleans()
+    else:
+        text = st.text(min_size=1, max_size=20).filter(lambda text: text.strip() and text.isprintable())
+        plain = st.lists(text, max_size=3) if item.kind == "list of texts" else text
+    return st.one_of(st.none(), plain) if item.optional else plain
+
+
+def fits_together(sections):
+    training, network = sections["training"], sections["network"]
+    if training["steps"] is not None and (training["epochs"] is not None or training["warmup_steps"] > training["steps"]):
+        return False
+    return network["kind"] == "locon" or (network["conv_rank"] is None and network["conv_alpha"] is None)
+
+
+sections = st.fixed_dictionaries({
+    section: st.fixed_dictionaries({item.name: values_of(item) for item in SETTINGS.values() if item.section == section})
+    for section in {item.section for item in SETTINGS.values()}
+}).filter(fits_together)
+
+
+@given(sections)
+def test_any_config_comes_back_equal_from_its_toml_and_its_dict(tmp_path_factory, values):
+    config = TrainConfig.from_dict(values)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    path = tmp_path_factory.mktemp("config") / "config.toml"
+    path.write_bytes(config.to_toml().encode())
+    assert TrainConfig.from_toml(path) == config
+
+
+def test_every_setting_has_help_and_a_default_that_is_valid():
+    for item in SETTINGS.values():
+        assert len(item.help) > 10 and item.help.endswith(".")
+        if item.default is not None:
+            assert item.check(item.default) == item.default
+
+
+def test_every_key_of_the_config_is_a_setting_and_in_the_schema():
+    keys = {f"{section}.{name}" for section, values in TrainConfig().to_dict().items() for name in values}
+    assert keys == set(SETTINGS)
+    assert keys == {f"{section}.{name}" for section, part in json_schema()["properties"].items() for name in part["properties"]}
+
+
+@pytest.mark.parametrize(("key", "text", "value"), [
+    ("training.learning_rate", "1e-3", 1e-3), ("training.steps", "12", 12), ("training.steps", "none", None), ("network.text_encoder", "false", False),
+    ("network.targets", "q, k", ("q", "k")), ("data.folders", "a,b", ("a,b",)), ("data.folders", '["a", "b"]', ("a", "b")), ("output.name", "x", "x"),
+    ("data.batch_size", 4.0, 4), ("model.v_prediction", True, "true"), ("network.alpha", 8, 8.0),
+])
+def test_set_reads_a_command_lines_text_and_plain_values(key, text, value):
+    section, _, name = key.partition(".")
+    got = getattr(getattr(TrainConfig().set(key, text), section), name)
+    assert got == value and type(got) is type(value)
+
+
+def test_set_leaves_the_config_itself_alone():
+    config = TrainConfig()
+    config.set("network.rank", "4")
+    assert config == TrainConfig()
+
+
+@pytest.mark.parametrize(("key", "value", "words"), [
+    ("training.learning_rte", "1", "did you mean training.learning_rate?"),
+    ("trainig.steps", "1", "did you mean training.steps?"),
+    ("rank", "1", "network.rank"),
+    ("data.rank", "1", "did you mean network.rank?"),
+    ("training.learning_rate", "0", "training.learning_rate = 0.0: expected a number above 0, at most 10"),
+    ("training.learning_rate", "nan", "expected a number"),
+    ("training.learning_rate", "inf", "expected a number"),
+    ("training.learning_rate", True, "expected a number"),
+    ("training.steps", "0", "training.steps = 0: expected a whole number from 1 to"),
+    ("training.steps", "1.5", 'training.steps = "1.5": expected a whole number'),
+    ("network.rank", 2.5, "network.rank = 2.5: expected a whole number from 1 to 1024"),
+    ("network.rank", None, "network.rank = null: expected a whole number"),
+    ("data.resolution", "100", "a multiple of 8"),
+    ("data.folders", 3, "data.folders = 3: expected a list of texts"),
+    ("data.folders", '["a"', "expected a list of texts"),
+    ("network.text_encoder", "maybe", "expected true or false"),
+    ("network.kind", "loha", "not yet"),
+    ("network.kind", "locom", 'did you mean "locon"?'),
+    ("network.targets", "q,kk", 'did you mean "k"?'),
+    ("network.targets", "[]", "nothing would be trained"),
+    ("training.optimizer", "prodigy", "not yet"),
+    ("training.precision", "fp8", "expected one of"),
+    ("training.seed", "-1", "training.seed = -1"),
+    ("output.name", "a/b", "output.name"),
+    ("output.name", "..", "output.name"),
+    ("output.name", "a:b", "output.name"),
+    ("output.name", "", "output.name"),
+    ("output.folder", " ", "output.folder"),
+    ("data.caption_dropout", "1.01", "from 0 to 1"),
+])
+def test_a_wrong_value_or_key_is_told_in_one_line_that_names_it(key, value, words):
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig().set(key, value)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ({"trainin": {}}, "did you mean training?"),
+    ({"training": 3}, "expected a section"),
+    ({"training": {"steps": 3, "epochs": 4}}, "give one of the two"),
+    ({"training": {"steps": 3, "warmup_steps": 4}}, "use fewer"),
+    ({"network": {"kind": "lora", "conv_rank": 4}}, "network.conv_rank = 4"),
+    ({"network": {"rnk": 4}}, "did you mean network.rank?"),
+    ([], "expected sections"),
+])
+def test_a_wrong_dict_is_told_in_one_line(values, words):
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.from_dict(values)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    (b"[training\nsteps = 3", "no valid TOML"), (b"\xff\xfe\x00", "no UTF-8"), (b"[training]\nsteps = true", "training.steps = true"),
+    (b"[data]\nfolder = 'x'", "did you mean data.folders?"), (b"[data]\nfolders = [1]", "data.folders = [1]"),
+])
+def test_a_wrong_config_file_is_told_in_one_line_with_its_name(tmp_path, content, words):
+    path = tmp_path / "config.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.from_toml(path)
+    assert words in str(caught.value) and "config.toml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_config_file_is_told_with_its_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"missing\.toml"):
+        TrainConfig.from_toml(tmp_path / "missing.toml")
+
+
+def test_a_config_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbf[training]\nsteps = 7\n")
+    assert TrainConfig.from_toml(path).training.steps == 7
+
+
+def test_toml_is_read_by_pips_own_reader_where_python_has_none(tmp_path, monkeypatch):
+    path = tmp_path / "config.toml"
+    path.write_text('[data]\nfolders = ["ä"]\n', encoding="utf-8")
+    real, tried = config_module.importlib.import_module, []
+
+    def missing(name):
+        tried.append(name)
+        if name in ("tomllib", "tomli"):
+            raise ImportError(name)
+        return real(name)
+
+    monkeypatch.setattr(config_module.importlib, "import_module", missing)
+    assert TrainConfig.from_toml(path).data.folders == ("ä",) and tried[:3] == ["tomllib", "tomli", "pip._vendor.tomli"]
+
+
+def test_without_any_toml_reader_the_error_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "config.toml").write_text("")
+
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(config_module.importlib, "import_module", missing)
+    with pytest.raises(ConfigError, match="install tomli"):
+        TrainConfig.from_toml(tmp_path / "config.toml")
+
+
+def test_importing_the_config_imports_neither_torch_nor_pillow():
+    code = "import sys, lib_lycoris.training.config; print([name for name in ('torch', 'PIL', 'numpy') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_alphas_that_are_left_out_give_scale_one_everywhere():
+    network = TrainConfig.from_dict({"network": {"rank": 8, "conv_rank": 4}}).network
+    assert (network.linear_alpha, network.convolution_rank, network.convolution_alpha) == (8.0, 4, 4.0)
+    network = TrainConfig.from_dict({"network": {"rank": 8, "alpha": 4, "conv_rank": 2}}).network
+    assert network.convolution_alpha / network.convolution_rank == network.linear_alpha / network.rank
+
+
+def test_epochs_become_steps_that_see_every_picture():
+    training = TrainConfig.from_dict({"training": {"epochs": 3}}).training
+    assert training.total_steps(draws=5, batch_size=2) == 8
+    assert TrainConfig().training.total_steps(5, 2) == 1000
+    assert all(TrainConfig().set("training.steps", n).training.total_steps(5, 2) == n for n in (1, 17))
