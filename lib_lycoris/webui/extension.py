@@ -1,0 +1,55 @@
+"""The extension's life in the WebUI: what runs when the host calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modules import extra_networks, scripts
+
+from .applier import Applier
+from .extra_network import LycoNetwork
+
+
+class Extension:
+    """One start of the user interface; "Reload UI" ends it and makes a new one."""
+
+    def __init__(self) -> None:
+        self.applier = Applier()
+
+    def before_ui(self) -> None:
+        """Registers `<lyco:…>`; the host has emptied its registry just before."""
+        extra_networks.register_extra_network(LycoNetwork(self.applier))
+
+    def model_loaded(self, model: Any) -> None:
+        """Lets go of the former model, or of this one's former weights."""
+        self.applier.leave_model()
+
+    def before_step(self, params: Any) -> None:
+        """Looks whether a refiner has taken over; called before each step of the sampling."""
+        self.applier.follow()
+
+    def unload(self) -> None:
+        """Leaves the model as the host made it."""
+        self.applier.leave_model()
+
+
+def make_script(extension: Extension) -> type[scripts.Script]:
+    """The class that the host calls around each picture.
+
+    The host ends `<lyco:…>` itself only where the first prompt had a tag of any kind, and not after an exception.
+    """
+
+    class LycoScript(scripts.Script):
+        def title(self) -> str:
+            return "Lyco Studio"
+
+        def show(self, is_img2img: bool) -> Any:
+            return scripts.AlwaysVisible
+
+        def before_process(self, p: Any, *args: Any) -> None:
+            extension.applier.restore()
+
+        def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
+            extension.applier.restore()
+
+    return LycoScript

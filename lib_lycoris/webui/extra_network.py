@@ -1,0 +1,122 @@
+"""The host's face of `<lyco:…>`: what it calls before and after each picture."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from modules import extra_networks, shared
+
+from lib_lycoris.errors import LycoError
+from lib_lycoris.prompt.request import Request, parse_request
+
+from . import host
+from .applier import Applier
+
+HASHES = "Lyco hashes"
+PROBLEMS = "Lyco problems"
+
+
+class LycoNetwork(extra_networks.ExtraNetwork):
+    """`<lyco:name:te:unet>`. Registered under its own name, it goes before the built-in extension's alias."""
+
+    def __init__(self, applier: Applier) -> None:
+        super().__init__("lyco")
+        self._applier = applier
+        self._seen: dict[str, object] = {}
+
+    def activate(self, p: Any, params_list: Sequence[extra_networks.ExtraNetworkParams]) -> None:
+        """Puts exactly these networks on the loaded model; a tag that can't be used stops itself alone and is told under the picture."""
+        if not params_list and _is_empty_prompt_after_load(p):
+            self._applier.leave_model()
+            return
+        requests, problems = _read(params_list)
+        problems += self._applier.apply(requests)
+        if requests:
+            _restore_at_close(p, self._applier)
+        self._forget_stale_conds(p, requests)
+        _tell(p, problems)
+        _note_hashes(p, self._applier, requests)
+
+    def deactivate(self, p: Any) -> None:
+        """Takes everything off."""
+        self._applier.restore()
+
+    def _forget_stale_conds(self, p: Any, requests: Sequence[Request]) -> None:
+        """Empties the host's cache of encoded prompts where a file changed: its key knows the tag, not the file behind it."""
+        files = self._applier.files(requests)
+        now = {request.name: (files.get(request.name), host.modified(files[request.name]) if request.name in files else None) for request in requests}
+        if any(self._seen.get(name, found) != found for name, found in now.items()):
+            for cache in (getattr(p, name, None) for name in ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")):
+                if cache is not None:
+                    cache[0] = None
+        self._seen.update(now)
+
+
+class _InfoOnly(str):
+    """Text that the host puts into a reply's info, not into the picture's own parameters: there it calls what can be called, and None is left out."""
+
+    def __call__(self, **_: Any) -> None:
+        return None
+
+
+def _restore_at_close(p: Any, applier: Applier) -> None:
+    """Has the picture's own `close` take the networks off: after an exception it is all that the host still calls."""
+    if not hasattr(p, "close"):
+        return
+    p.lyco_turn = applier.turn
+    if "close" in vars(p):
+        return
+    kept, close = weakref.ref(p), type(p).close
+
+    def restore_and_close() -> None:
+        picture = kept()
+        if picture is not None:
+            applier.restore(picture.lyco_turn)
+            close(picture)
+
+    p.close = restore_and_close
+
+
+def _is_empty_prompt_after_load(p: Any) -> bool:
+    """Whether the host only encodes the empty prompt because it has just loaded a model; it hands in a bare object then."""
+    return getattr(p, "scripts", None) is None and getattr(p, "prompts", None) is None
+
+
+def _read(params_list: Sequence[extra_networks.ExtraNetworkParams]) -> tuple[list[Request], list[str]]:
+    requests, problems = [], []
+    for params in params_list:
+        try:
+            requests.append(parse_request(list(params.items)))
+        except LycoError as error:
+            problems.append(f"lyco: {error}")
+    return requests, problems
+
+
+def _tell(p: Any, problems: Sequence[str]) -> None:
+    """Writes problems under the picture and, for those who call the API, into the reply's info (the host leaves comments out of it)."""
+    comment, info = getattr(p, "comment", None), getattr(p, "extra_generation_params", None)
+    for problem in problems:
+        if comment is not None:
+            comment(problem)
+    if info is not None and problems:
+        told = dict.fromkeys([*filter(None, str(info.get(PROBLEMS, "")).split("\n")), *problems])
+        info[PROBLEMS] = _InfoOnly("\n".join(told))
+
+
+def _note_hashes(p: Any, applier: Applier, requests: Sequence[Request]) -> None:
+    """Writes "name: hash, …" into the picture's parameters, as the built-in extension does under "Lora hashes"."""
+    info = getattr(p, "extra_generation_params", None)
+    if info is None or not shared.opts.data.get("lora_add_hashes_to_infotext", True):
+        return
+    if not getattr(p, "is_hr_pass", False) or not hasattr(p, "lyco_hashes"):
+        p.lyco_hashes = {}
+    for name, path in applier.files(requests).items():
+        short = host.short_hash(path)
+        if short:
+            p.lyco_hashes[name.replace(":", "").replace(",", "")] = short
+    if p.lyco_hashes:
+        info[HASHES] = ", ".join(f"{name}: {short}" for name, short in p.lyco_hashes.items())
+    else:
+        info.pop(HASHES, None)

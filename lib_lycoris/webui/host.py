@@ -1,0 +1,146 @@
+"""What the WebUI has, in plain values: its model's trees, its folders, its built-in networks. The only place that knows where the host keeps them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from modules import hashes, patches, sd_models, sd_unet, shared
+from torch import nn
+
+from lib_lycoris.errors import CheckpointError, NetworkFileError
+from lib_lycoris.files.safetensors import read_header
+
+
+@dataclass(frozen=True)
+class Trees:
+    """The module trees that networks act on.
+
+    Attributes:
+        unet: the denoiser.
+        text_encoders: te1, te2.
+    """
+
+    unet: nn.Module
+    text_encoders: tuple[nn.Module, ...]
+
+    def identity(self) -> tuple[int, ...]:
+        """Values that differ as soon as any module of the trees is another one."""
+        return tuple(id(module) for tree in (self.unet, *self.text_encoders) for module in tree.modules())
+
+
+def loaded_model() -> Any | None:
+    """The model that the next picture is made with, or None.
+
+    Never starts a load, as `shared.sd_model` would; that also waits for a lock that a load in another thread holds.
+    """
+    return sd_models.model_data.sd_model
+
+
+def trees_of(model: Any) -> Trees:
+    """The trees of a loaded model: SD 1.x, SD 2.x, SDXL and its refiner.
+
+    Raises:
+        CheckpointError: a model of another architecture.
+    """
+    unet = getattr(getattr(model, "model", None), "diffusion_model", None)
+    if unet is None or getattr(model, "is_sd3", False) or not hasattr(unet, "input_blocks"):
+        kind = type(unet if unet is not None else model).__name__
+        raise CheckpointError(f"<lyco:…> can't act on this checkpoint ({kind}): it works on SD 1.x, SD 2.x and SDXL; choose such a checkpoint")
+    if hasattr(model, "conditioner"):
+        return Trees(unet, _sdxl_text_encoders(model.conditioner))
+    wrapped = _wrapped(getattr(model, "cond_stage_model", None))
+    found = _clip(wrapped) or _open_clip(wrapped)
+    return Trees(unet, (found,) if found is not None else ())
+
+
+def _sdxl_text_encoders(conditioner: Any) -> tuple[nn.Module, ...]:
+    embedders = [_wrapped(embedder) for embedder in conditioner.embedders]
+    te1 = next(filter(None, map(_clip, embedders)), None)
+    te2 = next(filter(None, map(_open_clip, embedders)), None)
+    if te2 is None:
+        return (te1,) if te1 is not None else ()
+    return (te1 if te1 is not None else nn.Identity(), te2)  # SDXL's refiner has the second one alone
+
+
+def _wrapped(embedder: Any) -> Any:
+    """The text encoder inside the host's wrapper for emphasis and long prompts."""
+    return getattr(embedder, "wrapped", embedder)
+
+
+def _clip(embedder: Any) -> nn.Module | None:
+    found = getattr(embedder, "transformer", None)
+    return found if isinstance(found, nn.Module) and hasattr(found, "text_model") else None
+
+
+def _open_clip(embedder: Any) -> nn.Module | None:
+    found = getattr(embedder, "model", None)
+    return found if isinstance(found, nn.Module) and hasattr(found, "transformer") else None
+
+
+def unreachable_unet() -> str | None:
+    """What the user must know where another program runs in the UNet's place (TensorRT, …), or None."""
+    unet = sd_unet.current_unet
+    if unet is None:
+        return None
+    label = getattr(getattr(unet, "option", None), "label", type(unet).__name__)
+    return f"SD Unet {label!r} runs in the model's place, so networks can't reach its layers: choose None under Settings, Stable Diffusion, SD Unet"
+
+
+def network_folders() -> list[Path]:
+    """The folders that hold networks, ours first; those of the built-in extension's flags where it set them."""
+    models = Path(shared.models_path)
+    lyco, lora = (getattr(shared.cmd_opts, flag, None) for flag in ("lyco_dir_backcompat", "lora_dir"))
+    return [Path(folder) for folder in dict.fromkeys((str(lyco or models / "LyCORIS"), str(lora or models / "Lora")))]
+
+
+def short_hash(path: Path) -> str | None:
+    """The first 12 hex digits of the hash by which the built-in extension knows a file too.
+
+    None where the user wants no hashing or the file can't be read. The host keeps hashes on disk, so a file is read for it only once.
+    """
+    safetensors = path.suffix.lower() == ".safetensors"
+    try:
+        known = read_header(path).metadata.get("sshs_model_hash") if safetensors else None
+        return (known or hashes.sha256(str(path), f"lora/{path.stem}", use_addnet_hash=safetensors) or "")[:12] or None
+    except (NetworkFileError, OSError):
+        return None
+
+
+def make_settle() -> Callable[[nn.Module], Hashable] | None:
+    """The function that has the built-in extension put its networks on a layer, or take them off, before ours act; None where it isn't active.
+
+    It merges into a layer's weights at that layer's forward, and backs them up before. Called here first, it sees its own and the model's tensors
+    only, and at the forward itself finds nothing left to do. The function gives a value that changes whenever the set of its networks does.
+    """
+    builtin: Any = sys.modules.get("networks")
+    if not hasattr(builtin, "network_apply_weights") or patches.original("lora_patches", nn.Linear, "forward") is None:
+        return None
+
+    def settle(module: nn.Module) -> Hashable:
+        if getattr(module, "network_layer_name", None) is None:
+            return ()
+        with torch.no_grad():  # it copies into parameters that may require gradients
+            if shared.opts.lora_functional and not isinstance(module, nn.MultiheadAttention):
+                if builtin.loaded_networks:  # at the forward it would copy its backup into our merged weight
+                    builtin.network_restore_weights_from_backup(module)
+                    builtin.network_reset_cached_weight(module)
+            else:
+                builtin.network_apply_weights(module)
+        return getattr(module, "network_current_names", ())
+
+    return settle
+
+
+def modified(path: Path) -> tuple[int, int] | None:
+    """Time (nanoseconds) and size (bytes) of a file, or None where it is gone."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size

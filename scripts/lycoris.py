@@ -1,0 +1,24 @@
+"""Wires Lyco Studio into AUTOMATIC1111's WebUI: callbacks only. The host runs this file at its start and again at every "Reload UI"."""
+
+from modules import script_callbacks
+
+from lib_lycoris.webui.support import unsupported_host
+
+
+def _start():
+    """Registers the callbacks; gives the class that the host looks for in this file's names."""
+    from lib_lycoris.webui.extension import Extension, make_script
+
+    extension = Extension()
+    script_callbacks.on_before_ui(extension.before_ui)
+    script_callbacks.on_model_loaded(extension.model_loaded)
+    script_callbacks.on_cfg_denoiser(extension.before_step)
+    script_callbacks.on_script_unloaded(extension.unload)
+    return make_script(extension)
+
+
+_reason = unsupported_host()
+if _reason:
+    print(_reason)
+else:
+    LycoScript = _start()

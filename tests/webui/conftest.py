@@ -1,0 +1,46 @@
+"""The WebUIs under test: the real one of $WEBUI_DIR, and what stands in for it where there is none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from .network_files import CONVOLUTION, LINEAR, write_foreign_network, write_network
+from .real import RealWebUI, find_webui
+
+UNSET = "WEBUI_DIR is not set: the tests of the real WebUI v1.10.1 were skipped (set it to the WebUI's folder, and WEBUI_PYTHON to its python)"
+
+
+def write_networks(webui) -> None:
+    """The files that the tests speak of: A (LoRA), B (LoCon), elsewhere (mostly another model's), broken (cut off)."""
+    write_network(webui.networks / "A.safetensors", webui.shapes, seed=11, pattern=LINEAR)
+    write_network(webui.networks / "B.safetensors", webui.shapes, seed=12, pattern=CONVOLUTION)
+    write_foreign_network(webui.networks / "elsewhere.safetensors", 9, webui.shapes)
+    whole = (webui.networks / "A.safetensors").read_bytes()
+    (webui.networks / "broken.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+@pytest.fixture(scope="session")
+def real_webui(tmp_path_factory):
+    """One real WebUI with its full user interface, for all tests."""
+    found = find_webui()
+    if found is None:
+        pytest.skip(UNSET)
+    webui = RealWebUI(*found, tmp_path_factory.mktemp("webui"), int(os.environ.get("LYCO_TEST_PORT", "7870")))
+    try:
+        write_networks(webui)
+        yield webui
+    finally:
+        webui.close()
+        kept = os.environ.get("LYCO_TEST_LOG")
+        if kept:
+            Path(kept).write_text(webui.output())
+
+
+@pytest.fixture(params=["real"])
+def webui(request):
+    """A WebUI with networks A, B, elsewhere and broken, in its first state."""
+    webui = request.getfixturevalue(f"{request.param}_webui")
+    yield webui

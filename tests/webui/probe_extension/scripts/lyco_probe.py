@@ -1,0 +1,105 @@
+"""Shows the tests what the WebUI's HTTP API does not: comments, hooks, the parameters' bits; and breaks a picture on purpose. Never install it."""
+
+import hashlib
+
+import torch
+from fastapi import Body
+from modules import extra_networks, script_callbacks, scripts, sd_models, shared
+from modules.sd_samplers_common import InterruptedException
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_hooks", "_state_dict_hooks",
+         "_load_state_dict_pre_hooks")
+told = []
+plan = {}
+
+
+class Probe(scripts.Script):
+    def title(self):
+        return "Lyco probe"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def postprocess(self, p, processed, *args):
+        told[:] = p.comments
+
+
+def trees():
+    model = sd_models.model_data.sd_model
+    yield "unet", model.model.diffusion_model
+    if hasattr(model, "conditioner"):
+        for number, embedder in enumerate(model.conditioner.embedders):
+            yield f"embedder{number}", embedder
+    else:
+        yield "text", model.cond_stage_model
+
+
+def modules():
+    for tree, root in trees():
+        for name, module in root.named_modules():
+            yield f"{tree}.{name}", module
+
+
+def count_hooks():
+    return {name: sum(len(getattr(module, field)) for field in HOOKS) for name, module in modules() if any(getattr(module, field) for field in HOOKS)}
+
+
+def digest():
+    """Names, identities and bits of all parameters, buffers and the modules' own forward."""
+    bits, identity = hashlib.sha256(), []
+    for name, module in modules():
+        for field in ("_parameters", "_buffers"):
+            for key, tensor in getattr(module, field).items():
+                if tensor is not None:
+                    bits.update(f"{name}.{key}".encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+                    identity.append((f"{name}.{key}", id(tensor), tensor.requires_grad))
+        identity.append((name, "forward" in vars(module)))
+    return bits.hexdigest(), hashlib.sha256(repr(identity).encode()).hexdigest()
+
+
+def at_step(params):
+    """Breaks the sampling where a test asked for it, once: by an interrupt, or in a layer by an exception or what the host raises on an interrupt."""
+    if plan.get("step") != params.sampling_step:
+        return
+    wanted = dict(plan)
+    plan.clear()
+    if wanted["what"] == "interrupt":
+        shared.state.interrupt()
+        return
+    kind = {"exception": RuntimeError, "interrupt in a layer": InterruptedException}[wanted["what"]]
+
+    def pre_hook(module, args):
+        handle.remove()
+        raise kind("the probe fails on purpose")
+
+    handle = dict(modules())[wanted["layer"]].register_forward_pre_hook(pre_hook)
+
+
+def routes(demo, app):
+    @app.get("/probe/v1/model")
+    def model():
+        bits, identity = digest()
+        return {"hooks": count_hooks(), "bits": bits, "identity": identity, "networks": sorted(extra_networks.extra_network_registry),
+                "checkpoint": sd_models.model_data.sd_model.sd_checkpoint_info.name}
+
+    @app.get("/probe/v1/comments")
+    def comments():
+        return told
+
+    @app.post("/probe/v1/plan")
+    def set_plan(wanted: dict = Body()):  # noqa: B008
+        plan.clear()
+        plan.update(wanted)
+
+    @app.post("/probe/v1/empty-cond")
+    def empty_cond():
+        with torch.no_grad():
+            return hashlib.sha256(sd_models.get_empty_cond(sd_models.model_data.sd_model).cpu().numpy().tobytes()).hexdigest()
+
+    @app.post("/probe/v1/reload-ui")
+    def reload_ui():
+        shared.state.request_restart()
+
+
+script_callbacks.on_cfg_denoiser(at_step)
+script_callbacks.on_app_started(routes)
