@@ -36,8 +36,10 @@ class Report(Protocol):
 class Result(Protocol):
     """What a training gives: training.loop.TrainResult."""
 
-    path: Path
+    path: Path | None
     steps: int
+    stopped: bool
+    problems: tuple[str, ...]
 
 
 Run = Callable[[TrainConfig, Callable[[Report], None], Callable[[], bool], Callable[[str], None]], Result]
@@ -50,7 +52,7 @@ class JobState:
 
     Attributes:
         version: grows with every change, so that a page knows what it shows already.
-        phase: idle, preparing, running, stopping, done, stopped (before its last step) or failed.
+        phase: idle, preparing, running, stopping, done, stopped (before its last step; the log says what was saved) or failed.
         name: the network's.
         step: steps done, of `steps`.
         loss: smoothed; None before the first step.
@@ -186,10 +188,13 @@ class TrainJob:
 
     def _finish(self, result: Result) -> None:
         with self._guard:
-            early = self._stop.is_set() and self._state.step < self._state.steps
-            path = Path(result.path)
-            self._change(phase="stopped" if early else "done", seconds_left=None, path=str(path), tag=f"<lyco:{path.stem}:1>",
-                         log=self._log_with(f"Saved {path} after {result.steps} steps"))
+            for problem in result.problems:
+                self._change(log=self._log_with(f"Note: {problem}"))
+            if result.path is None:
+                self._change(phase="stopped", seconds_left=None, log=self._log_with("Stopped before the first step: nothing was saved"))
+                return
+            self._change(phase="stopped" if result.stopped else "done", seconds_left=None, path=str(result.path), tag=f"<lyco:{result.path.stem}:1>",
+                         log=self._log_with(f"Saved {result.path} after {result.steps} steps"))
 
     def _fail(self, line: str) -> None:
         with self._guard:

@@ -78,17 +78,13 @@ class Form:
                 for start in range(0, len(keys), 2):
                     self.draw(*keys[start:start + 2])
 
-    def field(self, key: str) -> Any:
-        """The field of a setting that was drawn."""
-        return self._fields[key]
+    def fields(self) -> dict[str, Any]:
+        """The fields that were drawn, by key."""
+        return dict(self._fields)
 
     def components(self) -> list[Any]:
         """The fields, in the order in which `config` takes their values."""
         return list(self._fields.values())
-
-    def keys(self) -> list[str]:
-        """The settings that have a field."""
-        return list(self._fields)
 
     def config(self, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
         """The record that the fields' values make, as nested plain values; an empty optional field is left out."""

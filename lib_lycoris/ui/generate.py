@@ -39,19 +39,15 @@ class GeneratePage:
     choices: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-def draw_generate(page: GeneratePage) -> Form:
+def draw_generate(blocks: gr.Blocks, tab: gr.Tab, page: GeneratePage) -> Form:
     """Draws the tab's content into the surrounding gradio context; gives its form."""
     form = Form(page.record, page.defaults, page.choices)
     with gr.Row():
         with gr.Column(scale=1):
             for row in FIRST:
                 form.draw(*row)
-            with gr.Row():
-                names = gr.Dropdown(choices=list(page.networks()), value=None, label="Networks", elem_id="lycoris_networks", scale=3,
-                                    info="Trained here or put into the networks folder; Insert writes the tag into the prompt.")
-                with gr.Column(scale=1, min_width=120):
-                    insert = gr.Button("Insert", elem_id="lycoris_insert")
-                    rescan = gr.Button("Look again", elem_id="lycoris_rescan")
+            names = gr.Dropdown(choices=list(page.networks()), value=None, label="Networks", elem_id="lycoris_networks",
+                                info="Trained here, or put into the networks folder. Choosing one writes its tag into the prompt.")
             for row in ROWS:
                 form.draw(*row)
             form.draw_rest({"generate": "More"})
@@ -65,7 +61,8 @@ def draw_generate(page: GeneratePage) -> Form:
                                   elem_id="lycoris_infotext", **compat.copyable())
             files = gr.Textbox(label="Files", lines=1, max_lines=6, interactive=False, elem_id="lycoris_files")
 
-    def run(*values: Any, progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008 (so gradio is told that a function has a progress bar)
+    # gradio finds a progress bar by its default, and hands it over at its place among the arguments.
+    def run(progress: Any = gr.Progress(), *values: Any) -> list[Any]:  # noqa: B008
         def tell(share: float, words: str) -> None:
             progress(share, desc=words)
 
@@ -78,9 +75,10 @@ def draw_generate(page: GeneratePage) -> Form:
 
     make.click(run, form.components(), [pictures, problem, infotext, files], api_name=False)
     stop.click(page.stop, [], [], queue=False, api_name=False)
-    prompt = form.field("generate.prompt")
-    insert.click(insert_tag, [prompt, names], [prompt], queue=False, api_name=False)
-    rescan.click(lambda: gr.update(choices=list(page.networks())), [], [names], queue=False, api_name=False)
+    prompt = form.fields()["generate.prompt"]
+    names.input(lambda before, name: (insert_tag(before, name), gr.update(value=None)), [prompt, names], [prompt, names], queue=False, api_name=False)
+    for opened in (blocks.load, tab.select):  # a training may have added one
+        opened(lambda: gr.update(choices=list(page.networks())), [], [names], queue=False, api_name=False)
     return form
 
 

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import gradio as gr
 
-from . import text
+from . import compat, text
 from .generate import GeneratePage, draw_generate
 from .train import TrainPage, draw_train
 
 TITLE = "Lyco Studio"
+LATE = ("generate.width", "generate.height", "data.resolution")
+"""Fields whose first value is the model's own size, which is known only once it is loaded."""
 
 
-def make_page(train: TrainPage, generate: GeneratePage, line: str) -> gr.Blocks:
+def make_page(train: TrainPage, generate: GeneratePage, line: Callable[[], str], late: Callable[[], Mapping[str, Any]]) -> gr.Blocks:
     """The studio's page.
 
     Args:
         train: what the Train tab does.
         generate: what the Generate tab does.
-        line: which model it works with, where files go.
+        line: gives which model it works with, or that it is being loaded.
+        late: gives, by key, what the fields of `LATE` start with once the model is known; nothing before.
     """
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
-        gr.HTML(text.heading(TITLE, line), elem_classes=["lycoris-head"])
+        head = gr.HTML(lambda: text.heading(TITLE, line()), elem_classes=["lycoris-head"], elem_id="lycoris_head")
+        seen = gr.State("")
         with gr.Tabs():
-            with gr.Tab("Generate", elem_id="lycoris_tab_generate"):
-                draw_generate(generate)
+            with gr.Tab("Generate", elem_id="lycoris_tab_generate") as tab:
+                form = draw_generate(blocks, tab, generate)
             with gr.Tab("Train", elem_id="lycoris_tab_train"):
-                draw_train(blocks, train)
+                fields = {**form.fields(), **draw_train(blocks, train).fields()}
+        compat.poll(blocks, make_look(line, late), [seen], [head, seen, *(fields[key] for key in LATE)], seconds=1.0)
     return blocks
+
+
+def make_look(line: Callable[[], str], late: Callable[[], Mapping[str, Any]]) -> Callable[[str], list[Any]]:
+    """The function that a page polls for its head, the line it shows, and the values of `LATE`."""
+
+    def look(last: str) -> list[Any]:
+        now = line()
+        if now == last:
+            return [gr.update() for _ in range(2 + len(LATE))]
+        known = late()
+        return [text.heading(TITLE, now), now, *(gr.update(value=known[key]) if key in known else gr.update() for key in LATE)]
+
+    return look

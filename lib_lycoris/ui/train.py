@@ -82,7 +82,7 @@ def draw_train(blocks: gr.Blocks, page: TrainPage) -> Form:
             log = gr.Textbox(label="Log", lines=6, max_lines=12, interactive=False, elem_id="lycoris_log")
     seen = gr.State("")
     shown = [progress, curve, tag, log, start, stop, seen]
-    look = _make_look(page)
+    look = make_look(page)
     quiet = {"queue": False, "show_progress": "hidden" if compat.HAS_TIMER else False, "api_name": False}
 
     def check_training(*values: Any) -> tuple[Any, str]:
@@ -119,7 +119,7 @@ def _told(work: Callable[[], Any]) -> str:
     return ""
 
 
-def _make_look(page: TrainPage) -> Callable[[str], list[Any]]:
+def make_look(page: TrainPage) -> Callable[[str], list[Any]]:
     """The function that a page polls: what to show, or nothing to change when it shows that already."""
 
     def look(seen: str) -> list[Any]:

@@ -28,8 +28,19 @@ class Report:
 
 @dataclass
 class Result:
-    path: Path
+    path: Path | None
     steps: int
+    stopped: bool = False
+    problems: tuple[str, ...] = ()
+
+
+def wait_for(what):
+    """Returns once `what` is true, and fails where that takes ten seconds."""
+    for _ in range(1000):
+        if what():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("waited ten seconds")
 
 
 CONFIG = TrainConfig.from_dict({"output": {"name": "dog"}})
@@ -39,13 +50,14 @@ def steps_of(count, gate=None):
     """A training of that many steps, which waits for the gate before its second."""
 
     def run(config, on_step, should_stop, say):
-        for step in range(1, count + 1):
-            on_step(Report(step, count, 1 / step, 1 / step))
-            if should_stop():
-                break
-            if gate is not None and step == 1:
+        done = 0
+        while done < count and not should_stop():
+            done += 1
+            on_step(Report(done, count, 1 / done, 1 / done))
+            if gate is not None and done == 1:
                 assert gate.wait(20)
-        return Result(Path("nets") / f"{config.output.name}.safetensors", step)
+        path = Path("nets") / f"{config.output.name}.safetensors" if done else None
+        return Result(path, done, done < count)
 
     return run
 
@@ -86,12 +98,24 @@ def test_stop_ends_it_early_and_it_is_said_to_be_stopped():
     gate = threading.Event()
     job = TrainJob(steps_of(50, gate))
     job.start(CONFIG)
+    wait_for(lambda: job.state().step)
     assert job.stop().phase == "stopping"
     gate.set()
     state = job.wait(20)
-    assert state.phase == "stopped"
-    assert state.step < 50
+    assert (state.phase, state.step) == ("stopped", 1)
     assert state.path is not None
+
+
+def test_stopped_before_its_first_step_it_names_no_file():
+    model = threading.Lock()
+    model.acquire()
+    job = TrainJob(steps_of(50), model)
+    job.start(CONFIG)
+    job.stop()
+    model.release()
+    state = job.wait(20)
+    assert (state.phase, state.step, state.path, state.tag) == ("stopped", 0, None, None)
+    assert "nothing was saved" in state.log[-1]
 
 
 def test_stop_without_a_training_changes_nothing():
@@ -127,16 +151,10 @@ def test_the_model_is_held_for_exactly_the_training():
     model.acquire()
     job = TrainJob(steps_of(2, gate), model)
     job.start(CONFIG)
-    for _ in range(1000):
-        if any("Waiting" in line for line in job.state().log):
-            break
-        threading.Event().wait(0.01)
+    wait_for(lambda: any("Waiting" in line for line in job.state().log))
     assert job.state().phase == "preparing"
     model.release()
-    for _ in range(1000):
-        if job.state().step:
-            break
-        threading.Event().wait(0.01)
+    wait_for(lambda: job.state().step)
     assert not model.acquire(blocking=False)
     gate.set()
     job.wait(20)

@@ -18,8 +18,9 @@ from lib_lycoris.training.setting import Setting
 from lib_lycoris.ui import text
 from lib_lycoris.ui.fields import element_id, explanation, label
 from lib_lycoris.ui.generate import GeneratePage, insert_tag
-from lib_lycoris.ui.page import make_page
-from lib_lycoris.ui.train import FIRST, TrainPage, _make_look, draw_train, train_settings
+from lib_lycoris.ui.page import LATE, make_look, make_page
+from lib_lycoris.ui.train import FIRST, TrainPage, draw_train, train_settings
+from lib_lycoris.ui.train import make_look as make_train_look
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # gradio's own; the rule "warnings are errors" is for what this project does
 
@@ -67,7 +68,7 @@ def values_of(form):
 def test_every_setting_of_the_config_has_exactly_one_field_but_those_that_the_host_decides():
     page = Desk().page()
     form = train_form(page)[1]
-    assert sorted(form.keys()) == sorted(setting.key for setting in settings() if setting.key != "model.checkpoint")
+    assert sorted(form.fields()) == sorted(setting.key for setting in settings() if setting.key != "model.checkpoint")
     assert len(form.components()) == len(train_settings(page))
 
 
@@ -89,7 +90,7 @@ def test_a_beginner_sees_six_fields():
 def test_every_field_has_its_own_label_its_sentence_and_its_element():
     form = train_form(Desk().page())[1]
     record = {setting.key: setting for setting in settings()}
-    for key, component in zip(form.keys(), form.components(), strict=True):
+    for key, component in form.fields().items():
         assert component.label == label(record[key])
         assert component.info == explanation(record[key])
         assert component.elem_id == element_id(record[key])
@@ -99,14 +100,25 @@ def test_every_field_has_its_own_label_its_sentence_and_its_element():
 
 def test_a_field_with_choices_offers_what_the_record_takes():
     form = train_form(Desk().page())[1]
-    assert [choice[1] if isinstance(choice, tuple) else choice for choice in form.field("network.kind").choices] == list(KINDS)
+    assert [choice[1] if isinstance(choice, tuple) else choice for choice in form.fields()["network.kind"].choices] == list(KINDS)
 
 
 def test_the_studios_page_is_built_with_both_tabs_and_no_element_twice():
-    blocks = make_page(Desk().page(), a_generate_page(), "world")
+    blocks = make_page(Desk().page(), a_generate_page(), lambda: "world", dict)
     ids = [block.elem_id for block in blocks.blocks.values() if getattr(block, "elem_id", None)]
     assert len(set(ids)) == len(ids)
     assert {"lycoris_tab_generate", "lycoris_tab_train", "lycoris_start", "lycoris_generate_prompt", "lycoris_data_folders"} <= set(ids)
+
+
+def test_once_the_model_is_known_its_size_stands_in_the_fields():
+    known = {}
+    look = make_look(lambda: f"line {known}", lambda: known)
+    early = look("")
+    assert all(value == gr.update() for value in early[2:])
+    known.update(dict.fromkeys(LATE, 128))
+    later = look(early[1])
+    assert [value["value"] for value in later[2:]] == [128, 128, 128]
+    assert all(value == gr.update() for value in look(later[1]))
 
 
 def handlers(blocks):
@@ -124,7 +136,7 @@ def test_the_page_polls_once_a_second_and_not_at_all_where_it_may_not():
 
 
 def test_a_look_at_what_is_shown_already_changes_nothing():
-    look = _make_look(Desk(JobState(version=3, phase="running", name="dog", step=2, steps=9)).page())
+    look = make_train_look(Desk(JobState(version=3, phase="running", name="dog", step=2, steps=9)).page())
     first = look("")
     assert first[-1] == "3"
     unchanged = look("3")
@@ -136,7 +148,7 @@ def test_a_look_at_what_is_shown_already_changes_nothing():
     ("idle", True, False), ("preparing", False, True), ("running", False, True), ("stopping", False, False), ("done", True, False), ("failed", True, False),
 ])
 def test_start_and_stop_can_be_pressed_only_when_they_would_work(phase, may_start, may_stop):
-    shown = _make_look(Desk(JobState(version=1, phase=phase)).page())("")
+    shown = make_train_look(Desk(JobState(version=1, phase=phase)).page())("")
     assert (shown[4]["interactive"], shown[5]["interactive"]) == (may_start, may_stop)
 
 

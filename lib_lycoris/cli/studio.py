@@ -1,0 +1,33 @@
+"""`studio`: the page in the browser, with its HTTP routes."""
+
+from __future__ import annotations
+
+import argparse
+
+from .arguments import add_checkpoint, add_networks, network_folders, whole_number
+
+NAME = "studio"
+SUMMARY = "open the studio's page for the browser"
+DESCRIPTION = """\
+Serves the studio on this machine alone (127.0.0.1): train a network, and generate with it. Prints its address when it is ready; Ctrl-C ends it.
+Pictures are written to outputs/pictures, networks to outputs."""
+EXAMPLES = """\
+examples:
+  python -m lib_lycoris studio
+  python -m lib_lycoris studio --checkpoint v1-5.safetensors --port 7900 --networks D:/loras
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    add_checkpoint(parser)
+    add_networks(parser)
+    parser.add_argument("--port", metavar="N", type=whole_number(1, 65535), help="the port to listen on (left out: 7865, or the next one that is free)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Serves until Ctrl-C."""
+    from .server import serve
+    from .workbench import Workbench
+
+    serve(Workbench(arguments.checkpoint, network_folders(arguments.networks)), arguments.port)

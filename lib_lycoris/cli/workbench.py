@@ -1,0 +1,238 @@
+"""What the studio's page and routes do: one model, one training at a time, pictures in between."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import BusyError, ConfigError, LycoError, UnknownNetworkError
+from ..training.config import TrainConfig
+from ..training.job import TrainJob
+
+OUTPUTS = Path("outputs")
+_CACHE_BYTES = 1 << 30
+_STATES_ENDING = "-states"
+"""Of the folders where training.checkpoint keeps resumable states, which are no networks."""
+
+Tell = Callable[[float, str], None]
+"""(share done, words)."""
+
+
+def tell_nobody(share: float, words: str) -> None:
+    """For callers that show no progress."""
+
+
+class Workbench:
+    """The studio's model and what is done with it. The model is loaded in the background; who needs it waits.
+
+    Args:
+        checkpoint: a file; None: the embedded one.
+        folders: where networks are looked for.
+        outputs: where pictures go, to a folder of their own.
+    """
+
+    def __init__(self, checkpoint: str | None = None, folders: list[str] | None = None, outputs: Path = OUTPUTS) -> None:
+        self.checkpoint, self.outputs = checkpoint, outputs
+        self._folders = [Path(folder) for folder in folders or [str(outputs)]]
+        self._lock = threading.Lock()
+        self._loaded = threading.Event()
+        self._model: Any = None
+        self._networks: Any = None
+        self._error: LycoError | None = None
+        self._stop_generating = threading.Event()
+        self._catalogue = self._make_catalogue()
+        self.job = TrainJob(self._train, self._lock)
+
+    def load(self) -> None:
+        """Loads the model; a failure is kept for everybody who waits, and for `error`."""
+        from ..studio.checkpoint import load_checkpoint
+
+        try:
+            self._model = load_checkpoint(self.checkpoint)
+            self._networks = self._make_networks()
+        except LycoError as error:
+            self._error = error
+        finally:
+            self._loaded.set()
+
+    @property
+    def error(self) -> LycoError | None:
+        """Why the model could not be loaded."""
+        return self._error
+
+    def title(self) -> str:
+        """A line on what the studio works with, or that it is still loading."""
+        if not self._loaded.is_set():
+            return "Loading the checkpoint, a moment …"
+        if self._model is None:
+            return f"No checkpoint: {self._error}"
+        return f"Checkpoint: {self._model.name}, {self._model.side} px, on {self._model.device} · networks and pictures go to {self.outputs.resolve()}"
+
+    def side(self) -> int | None:
+        """Pixels of the pictures that the model was made for; None while it is not loaded."""
+        return None if self._model is None else self._model.side
+
+    def model(self) -> Any:
+        """The model, once it is there.
+
+        Raises:
+            LycoError: it can't be loaded.
+        """
+        self._loaded.wait()
+        if self._model is None:
+            raise self._error or ConfigError("the checkpoint could not be loaded: the console says why")
+        return self._model
+
+    # ---------------------------------------------------------------- networks
+
+    def network_names(self) -> list[str]:
+        """Names of the networks on disk now, as they stand in a tag."""
+        return [network["name"] for network in self.networks()]
+
+    def networks(self) -> list[dict[str, Any]]:
+        """For each network on disk its name, its tag, its file and how large it is."""
+        self._catalogue.scan()
+        found = []
+        for name in self._catalogue.names():
+            try:
+                path = self._catalogue.find(name)
+                if not path.parent.name.endswith(_STATES_ENDING):
+                    found.append({"name": name, "tag": f"<lyco:{name}:1>", "file": str(path), "bytes": path.stat().st_size})
+            except (UnknownNetworkError, OSError):  # deleted between the two looks
+                continue
+        return found
+
+    def _make_catalogue(self) -> Any:
+        from ..library.catalogue import Catalogue
+
+        return Catalogue(self._folders)
+
+    def _make_networks(self) -> Any:
+        from ..generation import Generation
+        from ..library.cache import NetworkCache
+        from ..patching.session import Session
+
+        return Generation(self._catalogue, NetworkCache(_CACHE_BYTES), Session(self._model.unet, [self._model.text_encoder]))
+
+    def _look_into(self, folder: Path) -> None:
+        """Looks for networks in that folder too."""
+        if not any(folder.resolve().is_relative_to(known.resolve()) for known in self._folders):
+            self._folders.append(folder)
+            self._catalogue = self._make_catalogue()
+            self._networks.catalogue = self._catalogue
+
+    # ---------------------------------------------------------------- generate
+
+    def generate(self, values: Mapping[str, Any], tell: Tell = tell_nobody, wait: bool = True) -> dict[str, Any]:
+        """Pictures, written to disk.
+
+        Args:
+            values: of studio.generate.GenerateSettings; size is the checkpoint's own where nothing is said.
+            tell: told how far it is.
+            wait: for a training's end; else it is an error.
+
+        Returns:
+            {"pictures": [{"path", "seed", "infotext"}], "problems": [line], "interrupted": bool}
+
+        Raises:
+            LycoError: a bad value, no model, a training is under way.
+        """
+        tell(0, "Waiting for the checkpoint to be loaded")
+        model = self.model()
+        settings = self._generate_settings(values)
+        self._stop_generating.clear()
+        self._take_model(tell, wait)
+        try:
+            from ..studio.generate import generate
+
+            pictures = generate(model, settings, self._networks, lambda step, count, _: tell((step + 1) / count, f"Step {step + 1} of {count}"),
+                                self._stop_generating.is_set)
+        finally:
+            self._lock.release()
+        return {"pictures": self._write(pictures), "problems": list(pictures[0].problems), "interrupted": pictures[0].interrupted}
+
+    def stop_generating(self) -> None:
+        """Asks a running generation to end with what it has, and a waiting one to give up."""
+        self._stop_generating.set()
+
+    def _generate_settings(self, values: Mapping[str, Any]) -> Any:
+        from ..studio.generate import GenerateSettings
+        from ..training.setting import section_settings
+
+        known = [setting.name for setting in section_settings(GenerateSettings)]
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"unknown key {name!r}; known are {', '.join(known)}")
+        side = self.model().side
+        return GenerateSettings(**{"width": side, "height": side, **values})
+
+    def _take_model(self, tell: Tell, wait: bool) -> None:
+        """Returns once the model is ours alone."""
+        while not self._lock.acquire(timeout=0.5 if wait else 0):
+            state = self.job.state()
+            words = f"training {state.name!r} is under way (step {state.step} of {state.steps})" if state.busy else "other pictures are being generated"
+            if not wait:
+                raise BusyError(f"{words}: wait for its end, or stop it")
+            if self._stop_generating.is_set():
+                raise BusyError(f"no picture was made: {words}")
+            tell(0, f"Waiting: {words}. Stop it in the Train tab to go first.")
+
+    def _write(self, pictures: list[Any]) -> list[dict[str, Any]]:
+        from ..studio.picture import write_png
+
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        written = []
+        for place, picture in enumerate(pictures):
+            path = self.outputs / "pictures" / f"{stamp}-{threading.get_ident() % 1000:03}-{place}-{picture.seed}.png"
+            write_png(path, picture)
+            written.append({"path": str(path.resolve()), "seed": picture.seed, "infotext": picture.infotext})
+        return written
+
+    # ---------------------------------------------------------------- train
+
+    def train(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Starts a training; gives its state.
+
+        Raises:
+            LycoError: a bad config, no model, another training is under way.
+        """
+        return self.job.start(self._config(values)).to_dict()
+
+    def check(self, values: Mapping[str, Any]) -> list[str]:
+        """In words, what a training would do."""
+        from ..training.preflight import check_training
+
+        config = self._config(values)
+        return check_training(config, self._backbone(config), self.model().side).lines()
+
+    def state(self) -> dict[str, Any]:
+        """How the training stands that is under way, or was last."""
+        return self.job.state().to_dict()
+
+    def stop(self) -> dict[str, Any]:
+        """Asks the training to save and end; gives its state."""
+        return self.job.stop().to_dict()
+
+    def _config(self, values: Mapping[str, Any]) -> TrainConfig:
+        config = TrainConfig.from_dict(values)
+        wanted = config.model.checkpoint
+        if wanted is not None and (self.checkpoint is None or Path(wanted).resolve() != Path(self.checkpoint).resolve()):
+            raise ConfigError(f"model.checkpoint = {wanted}: this studio works with {self.checkpoint or 'the embedded one'}; leave it out, "
+                              "or start the studio with --checkpoint")
+        return config
+
+    def _backbone(self, config: TrainConfig) -> Any:
+        from .train import make_backbone
+
+        return make_backbone(self.model(), config)
+
+    def _train(self, config: TrainConfig, on_step: Callable[[Any], None], should_stop: Callable[[], bool], say: Callable[[str], None]) -> Any:
+        from ..training.loop import train
+
+        say("Reading pictures and captions")
+        backbone = self._backbone(config)
+        self._look_into(Path(config.output.folder))
+        return train(config, backbone, on_step, should_stop)

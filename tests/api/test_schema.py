@@ -1,0 +1,40 @@
+"""The OpenAPI page describes every setting of the training config, in words that both hosts' FastAPI take."""
+
+from __future__ import annotations
+
+import pytest
+
+fastapi = pytest.importorskip("fastapi")
+
+from lib_lycoris.api.routes import Callables, Schemas, add_routes  # noqa: E402
+from lib_lycoris.api.schema import flat_schema, sections_schema  # noqa: E402
+from lib_lycoris.training.config import settings  # noqa: E402
+
+
+def described():
+    """The training config's schema as the app's OpenAPI document gives it."""
+    app = fastapi.FastAPI()
+    add_routes(app, Callables(list, dict, dict, dict), Schemas(train=sections_schema(settings())))
+    return app.openapi()["paths"]["/lycoris/v1/train"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+
+
+def test_every_setting_is_described_with_its_help():
+    sections = described()["properties"]
+    found = {f"{section}.{name}": schema["description"] for section, part in sections.items() for name, schema in part["properties"].items()}
+    assert found == {setting.key: setting.help for setting in settings()}
+
+
+def test_defaults_and_ranges_are_the_records():
+    rank = described()["properties"]["network"]["properties"]["rank"]
+    record = next(setting for setting in settings() if setting.key == "network.rank")
+    assert (rank["type"], rank["minimum"], rank["maximum"], rank["default"]) == ("integer", record.minimum, record.maximum, record.default)
+
+
+def test_what_may_be_left_out_may_be_null():
+    steps = described()["properties"]["training"]["properties"]["steps"]
+    assert [option["type"] for option in steps["anyOf"]] == ["integer", "null"]
+
+
+def test_a_flat_record_has_its_names_on_top():
+    some = [setting for setting in settings() if setting.section == "output"]
+    assert set(flat_schema(some)["properties"]) == {setting.name for setting in some}
