@@ -109,7 +109,7 @@ def test_after_any_sequence_of_switches_and_failures_everything_is_as_before_bit
     before = photograph(model)
     builtin = Builtin()
     with builtin.installed(model), mode():
-        sessions = {"first": Session(model.unet, [model.text], builtin.settle), "second": Session(model.unet, [model.text], builtin.settle, beside=True)}
+        sessions = {name: Session(model.unet, [model.text], builtin.settle, beside=name == "second") for name in ("first", "second")}
         targets = sessions["first"].targets
         networks = [random_network(targets, number, path=str(number)) for number in range(4)]
         on = {"first": [], "second": []}

@@ -1,4 +1,4 @@
-"""A stand-in for the WebUI's own Lora extension: it replaces the forward of torch's classes and merges into weights in place, with a backup on first use."""
+"""A stand-in for the WebUI's own Lora extension: it replaces the forward of torch's classes and merges into weights in place, with a backup."""
 
 from __future__ import annotations
 

@@ -47,7 +47,8 @@ def loss(output):
 def unet_case():
     torch.manual_seed(0)
     draw = generator(1)
-    return LdmUNet(), (torch.randn(1, 4, 4, 4, generator=draw), torch.tensor([3.0]), torch.randn(1, 5, CONTEXT, generator=draw)), lambda tree: find_targets(tree)
+    inputs = (torch.randn(1, 4, 4, 4, generator=draw), torch.tensor([3.0]), torch.randn(1, 5, CONTEXT, generator=draw))
+    return LdmUNet(), inputs, find_targets
 
 
 def text_case():
