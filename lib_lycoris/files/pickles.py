@@ -27,7 +27,8 @@ from lib_lycoris.errors import NetworkFileError, shown
 from lib_lycoris.files.regular import open_regular
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_LONGEST_PICKLE = 100_000_000  # bytes of structure without tensors: far more than any state dict has
+_LONGEST_PICKLE = 50_000_000  # bytes of structure without tensors, and
+_MOST_OPCODES = 1_000_000  # steps: far more than any state dict has (a whole checkpoint's takes 50 000), and few enough to be checked in seconds
 # What containers, numbers, text and calls of allowed names need. Not there: BYTEARRAY8 and NEXT_BUFFER (allocate what they claim), EXT*, INST, OBJ, DUP.
 _OPCODES = frozenset(
     re.findall(
@@ -202,7 +203,7 @@ def _load(file: BinaryIO) -> tuple[object, dict[str, _Storage]]:
             raise _Forbidden(f"pickle opcode {opcode.name}")
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
             raise ValueError("its memo has holes")  # the C unpickler would allocate up to the number named
-        if place - start > _LONGEST_PICKLE:
+        if place - start > _LONGEST_PICKLE or count > _MOST_OPCODES:
             raise ValueError("its structure has no end")
     end = file.tell()
     file.seek(start)
@@ -262,7 +263,12 @@ def _named(content: object) -> dict[str, StoredTensor]:
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise ValueError("it holds no dict of tensors")
-    return {str(name)[:_LONGEST_NAME]: value for name, value in content.items() if isinstance(value, StoredTensor) and isinstance(name, (str, int))}
+    flat = {}
+    for name, value in content.items():  # one level of dicts inside, as embeddings have it: "string_to_param.*"
+        if isinstance(name, (str, int)):
+            inner = {f"{name}.{key}": each for key, each in value.items() if isinstance(key, (str, int))} if isinstance(value, dict) else {str(name): value}
+            flat.update({key[:_LONGEST_NAME]: each for key, each in inner.items() if isinstance(each, StoredTensor)})
+    return flat
 
 
 def _rebuild(data: Tensor, stored: StoredTensor) -> Tensor:

@@ -35,9 +35,7 @@ class LowRankLayer(nn.Module):
         self.lora_mid = None if mid is None else _holder(weight=mid)
 
     @classmethod
-    def create(
-        cls, target: nn.Module | Sequence[int], rank: int, alpha: float | None = None, generator: torch.Generator | None = None
-    ) -> LowRankLayer:
+    def create(cls, target: nn.Module | Sequence[int], rank: int, alpha: float | None = None, generator: torch.Generator | None = None) -> LowRankLayer:
         """A fresh layer for training: float32 parameters with gradients, `down` as a linear layer starts, `up` zero, so that it adds exactly nothing.
 
         Args:
@@ -83,7 +81,7 @@ class LowRankLayer(nn.Module):
     def delta_output(self, x: Tensor, module: nn.Module) -> Tensor:
         down = self.lora_down.weight.to(x)
         up = self._scaled(self.lora_up.weight).to(x)
-        output = self._convolve(x, down, up, module) if isinstance(module, _ConvNd) else linear_output(x, down.flatten(1), up.flatten(1))
+        output = self._convolve(x, down, up, module) if isinstance(module, _ConvNd) else self._multiply(x, down.flatten(1), up.flatten(1))
         own = self.delta_bias(None)
         if own is None:
             return output
@@ -117,13 +115,18 @@ class LowRankLayer(nn.Module):
         # in float32, before any cast to half: a small scale times a small value must not round away
         return up.float() * self.scale
 
+    def _multiply(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        # a linear layer's core has a kernel of one
+        return linear_output(x, down, up if self.lora_mid is None else up @ self.lora_mid.weight.to(x).flatten(1))
+
     def _convolve(self, x: Tensor, down: Tensor, up: Tensor, module: nn.Module) -> Tensor:
         ones = (1,) * len(module.kernel_size)
         x, padding = _pad(x, module)
         settings = (module.stride, padding, module.dilation, module.groups)
         up = up.reshape(*up.shape[:2], *ones)
         if self.lora_mid is not None:
-            return tucker_output(x, down.reshape(*down.shape[:2], *ones), self.lora_mid.weight.to(x), up, *settings)
+            mid = self.lora_mid.weight.to(x).reshape(*self.lora_mid.weight.shape[:2], *module.kernel_size)
+            return tucker_output(x, down.reshape(*down.shape[:2], *ones), mid, up, *settings)
         return conv_output(x, down.reshape(self.rank, -1, *module.kernel_size), up, *settings)
 
 

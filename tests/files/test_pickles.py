@@ -69,12 +69,11 @@ class Attack:
 
 
 @FORMATS
-@pytest.mark.parametrize(
-    "make", [lambda mark: Attack(os.mkdir, mark), lambda mark: Attack(exec, f"import os; os.mkdir({mark!r})"), lambda mark: Attack(subprocess.call, ["mkdir", mark])]
-)
-def test_a_pickle_that_would_run_code_runs_nothing_and_is_named(tmp_path, zipped, make):
+@pytest.mark.parametrize("call", [os.mkdir, lambda mark: (exec, f"import os; os.mkdir({mark!r})"), lambda mark: (subprocess.call, ["mkdir", mark])])
+def test_a_pickle_that_would_run_code_runs_nothing_and_is_named(tmp_path, zipped, call):
     mark = str(tmp_path / "ran")
-    path = save({"lora_unet_a.lora_up.weight": torch.ones(1), "x": make(mark)}, tmp_path / "a.pt", zipped)
+    attack = Attack(call, mark) if call is os.mkdir else Attack(*call(mark))
+    path = save({"lora_unet_a.lora_up.weight": torch.ones(1), "x": attack}, tmp_path / "a.pt", zipped)
     with pytest.raises(NetworkFileError, match="would run code") as caught:
         open_pickle(path)
     assert "\n" not in str(caught.value)
@@ -108,6 +107,7 @@ def opcode(text: bytes) -> bytes:
         b"\x80\x02",
         b"\x80\x02}q\x00",
         b"",
+        opcode(b"]0" * 4_000_000 + b"]"),
         b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".",
         pickle.dumps({"a": bytearray(b"x")}, 5),
         pickle.dumps([1, 2]),

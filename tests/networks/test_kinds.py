@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lib_lycoris.errors import NetworkFileError
+from lib_lycoris.networks.kinds import KINDS, build_layer
+
+UP, DOWN, MID = "lora_up.weight", "lora_down.weight", "lora_mid.weight"
+
+
+def ones(*shape):
+    return torch.ones(shape)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.build is None], ids=lambda kind: kind.title)
+def test_a_kind_that_is_not_supported_yet_is_named(kind):
+    for mark in kind.marks:
+        with pytest.raises(NetworkFileError) as caught:
+            build_layer("lora_unet_x", {UP: ones(2, 1), DOWN: ones(1, 2), mark: ones(2, 2)})
+        assert kind.title in str(caught.value) and "convert" in str(caught.value) and "lora_unet_x" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {UP: ones(4, 2), DOWN: ones(3, 5)},
+        {UP: ones(4, 1), DOWN: ones(3, 5)},
+        {UP: ones(4, 3), DOWN: ones(1, 5)},
+        {UP: ones(4, 2, 1, 1), DOWN: ones(3, 5, 3, 3)},
+        {UP: ones(4, 0), DOWN: ones(0, 5)},
+        {UP: ones(4), DOWN: ones(4, 5)},
+        {UP: torch.tensor(1.0), DOWN: ones(1, 5)},
+        {UP: ones(4, 2).to(torch.int8), DOWN: ones(2, 5).to(torch.int8)},
+        {UP: ones(4, 2), DOWN: ones(2, 5), MID: ones(3, 2, 3, 3)},
+        {UP: ones(4, 2), DOWN: ones(2, 5), MID: ones(2, 2)},
+        {UP: ones(4, 2), DOWN: ones(2, 5, 3, 3), MID: ones(2, 2, 3, 3)},
+        {UP: ones(4, 2), DOWN: ones(2, 5), "lora_up.bias": ones(3)},
+        {UP: ones(4, 2), DOWN: ones(2, 5), "alpha": ones(2)},
+        {UP: ones(4, 2), DOWN: ones(2, 5), "alpha": ones(0)},
+        {UP: ones(4, 2)},
+        {DOWN: ones(4, 2), "alpha": torch.tensor(1.0)},
+        {MID: ones(2, 2, 3, 3)},
+        {"alpha": torch.tensor(1.0)},
+        {"weight": ones(2, 2)},
+        {},
+    ],
+)
+def test_tensors_that_make_no_whole_layer_are_refused_by_the_layers_name(tensors):
+    with pytest.raises(NetworkFileError, match="lora_unet_x") as caught:
+        build_layer("lora_unet_x", tensors)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("where", [UP, DOWN, "alpha", "scale"])
+def test_values_that_are_not_finite_are_refused(where, value):
+    tensors = {UP: ones(4, 2), DOWN: ones(2, 5), "alpha": torch.tensor(1.0), "scale": torch.tensor(1.0)}
+    tensors[where].view(-1)[-1] = value
+    with pytest.raises(NetworkFileError, match=f"{where}.*not finite"):
+        build_layer("x", tensors)
+
+
+def test_a_name_with_line_breaks_still_gives_one_line():
+    with pytest.raises(NetworkFileError) as caught:
+        build_layer("x\nTraceback", {UP: ones(1, 1)})
+    assert "\n" not in str(caught.value)
