@@ -14,7 +14,18 @@ def _start():
     script_callbacks.on_model_loaded(extension.model_loaded)
     script_callbacks.on_cfg_denoiser(extension.before_step)
     script_callbacks.on_script_unloaded(extension.unload)
+    script_callbacks.on_app_started(lambda demo, app: _add_routes(app, extension))
     return make_script(extension)
+
+
+def _add_routes(app, extension):
+    """Adds `/lycoris/v1/…` where the host's own API is on, behind the same credentials."""
+    if not extension.serves_api:
+        return
+    from lib_lycoris.api.routes import Callables, add_routes, passwords
+
+    credentials = extension.api_credentials
+    add_routes(app, Callables(networks=extension.networks), authorise=passwords(credentials) if credentials else None)
 
 
 _reason = unsupported_host()

@@ -6,6 +6,7 @@ from typing import Any
 
 from modules import extra_networks, scripts
 
+from . import host
 from .applier import Applier
 from .extra_network import LycoNetwork
 
@@ -31,6 +32,20 @@ class Extension:
     def unload(self) -> None:
         """Leaves the model as the host made it."""
         self.applier.leave_model()
+
+    @property
+    def serves_api(self) -> bool:
+        """Whether the host was started with its API."""
+        return host.serves_api()
+
+    @property
+    def api_credentials(self) -> str | None:
+        """The text of --api-auth, "user:password,…", or None where nobody is asked."""
+        return host.api_credentials()
+
+    def networks(self) -> list[dict[str, Any]]:
+        """For each network on disk its name, its tag, its file and its size in bytes."""
+        return self.applier.list_networks()
 
 
 def make_script(extension: Extension) -> type[scripts.Script]:

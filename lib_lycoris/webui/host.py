@@ -99,6 +99,16 @@ def network_folders() -> list[Path]:
     return [Path(folder) for folder in dict.fromkeys((str(lyco or models / "LyCORIS"), str(lora or models / "Lora")))]
 
 
+def serves_api() -> bool:
+    """Whether the host was started with its API."""
+    return bool(getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False))
+
+
+def api_credentials() -> str | None:
+    """The text of --api-auth, "user:password,…", or None where nobody is asked."""
+    return getattr(shared.cmd_opts, "api_auth", None) or None
+
+
 def short_hash(path: Path) -> str | None:
     """The first 12 hex digits of the hash by which the built-in extension knows a file too.
 

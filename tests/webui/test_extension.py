@@ -1,0 +1,75 @@
+"""The extension in the WebUI's life: Reload UI, its routes, its start, other hosts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import urllib.error
+from pathlib import Path
+
+import pytest
+
+from .reply import distance
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.webui
+def test_reload_ui_leaves_the_model_clean_and_the_tag_working(webui):
+    base, changed = webui.picture("before and after"), webui.picture("before and after <lyco:A:1>")
+    webui.picture("let go of what the built-in merged")
+    clean = webui.model()
+    webui.break_at(1, "exception", "unet.middle_block.1")
+    webui.failing_picture("before and after <lyco:A:1>")
+    webui.reload_ui()
+    assert webui.model()["hooks"] == {}
+    assert webui.model() == clean
+    assert webui.picture("before and after").pictures == base.pictures
+    again = webui.picture("before and after <lyco:A:1>")
+    assert again.pictures == changed.pictures and distance(again, base) > 0
+
+
+@pytest.mark.webui
+def test_the_tag_is_registered_by_its_own_name_before_the_built_ins_alias(webui):
+    assert "lyco" in webui.model()["networks"]
+
+
+@pytest.mark.webui
+def test_the_networks_are_listed_for_those_who_have_the_credentials(real_webui):
+    listed = {each["name"]: each for each in real_webui.ask("/lycoris/v1/networks")["networks"]}
+    assert listed["A"]["tag"] == "<lyco:A:1>"
+    assert listed["A"]["bytes"] == (real_webui.networks / "A.safetensors").stat().st_size
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        real_webui.ask("/lycoris/v1/networks", authorised=False)
+    with refused.value as error:
+        assert error.code == 401
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        real_webui.ask("/lycoris/v1/networks", headers={"Origin": "http://elsewhere.example"})
+    with refused.value as error:
+        assert error.code == 403
+
+
+@pytest.mark.webui
+def test_the_start_prints_nothing_of_ours_and_no_error(real_webui):
+    assert "lyco studio" not in real_webui.output().lower()
+    assert "Error loading script" not in real_webui.output()
+    assert "activating extra network" not in real_webui.output()
+
+
+def run_script_with(tmp_path, *modules: str) -> subprocess.CompletedProcess:
+    """Runs scripts/lycoris.py where the host's package `modules` has these modules and nothing else."""
+    for module in ("modules.script_callbacks", *modules):
+        path = tmp_path.joinpath(*module.split(".")).with_suffix(".py")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+        (path.parent / "__init__.py").touch()
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; exec(open({str(ROOT / 'scripts' / 'lycoris.py')!r}).read())"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(("modules", "name"), [(("modules_forge.forge",), "Forge"), (("modules.modeldata",), "SD.Next"), ((), "no modules.extra_networks")])
+def test_another_host_is_told_in_one_line_what_is_supported(tmp_path, modules, name):
+    done = run_script_with(tmp_path, *modules)
+    assert done.returncode == 0 and not done.stderr
+    assert done.stdout.count("\n") == 1
+    assert name in done.stdout and "v1.10.1" in done.stdout
