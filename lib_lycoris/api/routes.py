@@ -29,16 +29,16 @@ class Callables:
 
     Attributes:
         networks: gives one mapping for each network on disk.
-        train: takes a training config as nested mappings, starts it, gives the state.
+        train: takes a training config as nested mappings, starts it, gives the state; `None`, with `state` and `stop`, where there is no training.
         state: gives the state of the training that runs or ran last.
         stop: asks the running training to save and end, gives the state.
         generate: takes settings of a picture, gives a mapping with pictures; `None` where the host has its own way (the WebUI).
     """
 
     networks: Callable[[], Sequence[Mapping[str, Any]]]
-    train: Callable[[Mapping[str, Any]], Mapping[str, Any]]
-    state: Callable[[], Mapping[str, Any]]
-    stop: Callable[[], Mapping[str, Any]]
+    train: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    state: Callable[[], Mapping[str, Any]] | None = None
+    stop: Callable[[], Mapping[str, Any]] | None = None
     generate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
 
@@ -46,11 +46,11 @@ class Callables:
 class Schemas:
     """The JSON Schemas of what is posted, for the OpenAPI page."""
 
-    train: Mapping[str, Any]
+    train: Mapping[str, Any] | None = None
     generate: Mapping[str, Any] | None = None
 
 
-def add_routes(app: FastAPI, callables: Callables, schemas: Schemas, authorise: Callable[[str, str], bool] | None = None) -> None:
+def add_routes(app: FastAPI, callables: Callables, schemas: Schemas = Schemas(), authorise: Callable[[str, str], bool] | None = None) -> None:
     """Adds the routes to an app.
 
     Args:
@@ -69,9 +69,12 @@ def add_routes(app: FastAPI, callables: Callables, schemas: Schemas, authorise: 
         )
 
     add("GET", "/networks", "The networks on disk", lambda: {"networks": list(callables.networks())})
-    add("POST", "/train", "Start a training; the body is a training config", callables.train, schemas.train)
-    add("GET", "/train", "The training that runs or ran last", callables.state)
-    add("POST", "/train/stop", "Save and end the running training", callables.stop)
+    if callables.train is not None:
+        add("POST", "/train", "Start a training; the body is a training config", callables.train, schemas.train or {"type": "object"})
+    if callables.state is not None:
+        add("GET", "/train", "The training that runs or ran last", callables.state)
+    if callables.stop is not None:
+        add("POST", "/train/stop", "Save and end the running training", callables.stop)
     if callables.generate is not None:
         add("POST", "/generate", "Generate pictures", callables.generate, schemas.generate or {"type": "object"})
 
