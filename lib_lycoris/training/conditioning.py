@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
 from .backbone import Backbone, Conditioning
 
 
@@ -71,7 +72,19 @@ def make_captions(backbone: Backbone, trained: bool) -> Captions:
     return TrainedCaptions(backbone) if trained else CachedCaptions(backbone)
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The context in which forward passes run: half precision where asked for, nothing for fp32."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+def autocast(device: torch.device | str, precision: str) -> AbstractContextManager[Any]:
+    """The context in which forward passes run: half precision where asked for; for fp32 full precision, also within a host's own autocast.
+
+    Raises:
+        ConfigError: the device can't compute in that precision.
+    """
+    kind = torch.device(device).type
+    if precision == "fp32":
+        # A dtype that torch 2.1 takes without a warning; and it knows no autocast of other devices, so there is none to switch off.
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=False) if kind in ("cpu", "cuda") else nullcontext()
+    if precision == "fp16" and kind == "cpu":
+        raise ConfigError('training.precision = "fp16": the model is on the CPU, fp16 needs a GPU; use "fp32" or "bf16"')
+    try:
+        return torch.autocast(kind, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+    except RuntimeError as error:
+        raise ConfigError(f'training.precision = "{precision}": this {kind} device can\'t compute in it; use "fp32"') from error

@@ -17,6 +17,7 @@ from ..patching.session import attach
 from ..patching.targets import find_targets
 from .backbone import Backbone
 from .checkpoint import State, States, new_session
+from .conditioning import autocast
 from .config import OutputSettings, TrainConfig
 from .dataset import read_dataset
 from .export import About, export_network
@@ -70,7 +71,7 @@ def train(
         TrainingError: loss or gradient became NaN, or a file could not be written; what was saved before stays.
     """
     began = time.monotonic()
-    _check(config, backbone)
+    autocast(backbone.device, config.training.precision)  # made once here, so that a precision that the device lacks is told first
     dataset = read_dataset(config.data)
     folder = _make_folder(config.output)
     states = States(folder, config.output.name, config.output.keep)
@@ -149,12 +150,6 @@ class _Run:
         numbers = {**numbers, "smoothed": [self.smoothed.total, self.smoothed.weight]}
         self._states.write(State(self.step, self.session, self._config.to_dict(), tensors, numbers, self._checkpoint))
         self._saved_step = self.step
-
-
-def _check(config: TrainConfig, backbone: Backbone) -> None:
-    """Settings against this model."""
-    if config.training.precision == "fp16" and torch.device(backbone.device).type == "cpu":
-        raise ConfigError('training.precision = "fp16": the model is on the CPU, fp16 needs a GPU; use "fp32" or "bf16"')
 
 
 def _make_folder(settings: OutputSettings) -> Path:
