@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lib_lycoris.errors import ConfigError
 from lib_lycoris.networks.low_rank import LowRankLayer
+from lib_lycoris.patching.hooks import ModulePatch
 from lib_lycoris.patching.session import Session, attach
 from lib_lycoris.patching.targets import find_targets
 
@@ -147,6 +148,23 @@ def test_a_layer_without_a_target_or_of_another_shape_is_refused_and_leaves_no_t
         attach(targets, {**good, ("unet", "b"): random_layer((4, 4), 1)})
     with pytest.raises(ConfigError, match=r"does not fit its weight of shape \[4, 4\]"):
         attach(targets, {("unet", "a"): random_layer((4, 5), 1)})
+    assert_untouched(tree, before)
+
+
+def test_an_interrupt_while_attaching_leaves_no_trace(monkeypatch):
+    tree = Holder(a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+    targets = find_targets(tree)
+    before, claim, calls = photograph(tree), ModulePatch.claim, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        claim(*args)
+
+    monkeypatch.setattr(ModulePatch, "claim", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        attach(targets, trainable(targets))
     assert_untouched(tree, before)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 import lib_lycoris
 from lib_lycoris.errors import ConfigError
+from lib_lycoris.networks.low_rank import LowRankLayer
 from lib_lycoris.networks.network import Network
 from lib_lycoris.patching.hooks import ModulePatch
 from lib_lycoris.patching.session import Session
@@ -124,16 +125,20 @@ def weight_in_forward(module, x, name="weight"):
     return seen[0]
 
 
-def test_the_merge_ignores_the_hosts_autocast():
-    torch.manual_seed(0)
-    linear = nn.Linear(32, 32)
-    session = Session(Holder(a=linear))
-    session.apply([(random_network(session.targets, 1), 1.0)])
+@pytest.mark.parametrize("tucker", [False, True])
+def test_the_merge_ignores_the_hosts_autocast(tucker):
+    draw = generator(1)
+    conv, x = nn.Conv2d(8, 8, 3), torch.zeros(1, 8, 3, 3)
+    mid = torch.randn(2, 2, 3, 3, generator=draw) if tucker else None
+    down = torch.randn(2, 8, *((1, 1) if tucker else (3, 3)), generator=draw)
+    network = Network(layers={"a": LowRankLayer(down, torch.randn(8, 2, 1, 1, generator=draw), mid=mid)}, targets={"a": ("unet", "a")})
+    session = Session(Holder(a=conv))
+    session.apply([(network, 1.0)])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        under_autocast = weight_in_forward(linear, torch.zeros(1, 32))
+        under_autocast = weight_in_forward(conv, x)
     session.restore()
-    session.apply([(random_network(session.targets, 1), 1.0)])
-    assert torch.equal(under_autocast, weight_in_forward(linear, torch.zeros(1, 32)))
+    session.apply([(network, 1.0)])
+    assert torch.equal(under_autocast, weight_in_forward(conv, x))
 
 
 def test_a_bias_delta_reaches_a_layer_that_has_no_bias():
@@ -314,14 +319,24 @@ def test_a_patched_model_that_nobody_holds_is_freed():
     assert gone() is None
 
 
+def delete_and_replace(linear):
+    """The new parameter is likely to get the id and the memory of the old one."""
+    values = torch.ones(4, 4)
+    del linear.weight
+    linear.weight = nn.Parameter(torch.empty(4, 4).copy_(values))
+    with torch.no_grad():
+        linear.weight.mul_(1.0)
+
+
 @pytest.mark.parametrize("change", [
     lambda linear: linear.load_state_dict({"weight": torch.ones(4, 4), "bias": torch.zeros(4)}),
     lambda linear: linear.load_state_dict({"weight": torch.ones(4, 4), "bias": torch.zeros(4)}, assign=True),
     lambda linear: setattr(linear, "weight", nn.Parameter(torch.ones(4, 4))),
+    delete_and_replace,
     lambda linear: torch.no_grad()(linear.weight.copy_)(torch.ones(4, 4)),
     lambda linear: torch.inference_mode()(linear.weight.copy_)(torch.ones(4, 4)),
     lambda linear: setattr(linear.weight, "data", torch.ones(4, 4)),
-], ids=["load", "assign", "replace", "in place", "in place in inference mode", "data"])
+], ids=["load", "assign", "replace", "delete and replace", "in place", "in place in inference mode", "data"])
 def test_a_change_of_the_weight_underneath_is_merged_anew_and_stays(change):
     linear = nn.Linear(4, 4)
     session = Session(Holder(a=linear))
@@ -450,6 +465,26 @@ def test_after_an_interrupt_the_next_forward_and_a_restore_put_the_own_tensors_b
     tree, session, before, plain, good = interrupted_tree(error)
     session.apply([(effect_network(session), 1.0)])
     assert_own_parameters(tree, before)
+
+
+def test_what_changed_since_an_interrupt_counts_in_the_next_forward():
+    tree, _, before, _, good = interrupted_tree(Interrupt)
+    weight = before[0][0][1]
+    with torch.no_grad():
+        weight += 1.0
+    assert close(tree.a(torch.ones(1, 4)), good + 4.0)
+    assert tree.a.weight is weight
+
+
+def test_other_hooks_see_the_own_tensors_before_and_after_the_forward():
+    tree = Holder(a=nn.Linear(4, 4))
+    seen = []
+    tree.a.register_forward_pre_hook(lambda module, args: seen.append(module.weight))
+    tree.a.register_forward_hook(lambda module, args, output: seen.append(module.weight))
+    session = Session(tree)
+    session.apply([(random_network(session.targets, 1), 1.0)])
+    tree.a(torch.ones(1, 4))
+    assert all(weight is tree.a.weight for weight in seen) and len(seen) == 2
 
 
 def effect_network(session):
