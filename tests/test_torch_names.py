@@ -49,7 +49,8 @@ class Reader(ast.NodeVisitor):
         self.guarded: list[set[str]] = []
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
-                self.aliases.update({alias.asname or "torch": alias.name if alias.asname else "torch" for alias in node.names if alias.name.split(".")[0] == "torch"})
+                inside = [alias for alias in node.names if alias.name.split(".")[0] == "torch"]
+                self.aliases.update({alias.asname or "torch": alias.name if alias.asname else "torch" for alias in inside})
             elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
                 self.aliases.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
         self.visit(tree)

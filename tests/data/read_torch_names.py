@@ -15,10 +15,14 @@ import zipfile
 Signature = frozenset[str] | None  # the names that a call may use as keywords; None: not known
 
 ROOMS = (
-    "amp autograd backends compiler cpu cuda distributed distributions fft func hub jit library linalg masked mps multiprocessing nested nn ops optim overrides package "
-    "profiler random return_types serialization signal sparse special storage types utils version _utils"
-).split()
-LEFT_OUT = ("torch.distributed.", "torch.testing", "torch.nn.quantiz", "torch.nn.intrinsic", "torch.nn.qat", "torch.nn.backends", "torch.utils.benchmark", "torch.utils.tensorboard", "torch.utils.bottleneck", "torch.utils.hipify", "torch.jit.")
+    *("amp", "autograd", "backends", "compiler", "cpu", "cuda", "distributed", "distributions", "fft", "func", "hub", "jit", "library", "linalg", "masked", "mps"),
+    *("multiprocessing", "nested", "nn", "ops", "optim", "overrides", "package", "profiler", "random", "return_types", "serialization", "signal", "sparse"),
+    *("special", "storage", "types", "utils", "version", "_utils"),
+)
+LEFT_OUT = (
+    *("torch.distributed.", "torch.testing", "torch.nn.quantiz", "torch.nn.intrinsic", "torch.nn.qat", "torch.nn.backends", "torch.jit."),
+    *("torch.utils.benchmark", "torch.utils.tensorboard", "torch.utils.bottleneck", "torch.utils.hipify"),
+)
 # Made in C++ and named in no stub; the WebUI v1.10.1 uses them with torch 2.1.2.
 UNLISTED = ("float8_e4m3fn", "float8_e5m2", "chalf")
 CLASSES = {
