@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None: this process's own.
     """
+    for stream in (sys.stdout, sys.stderr):  # a console that lacks a letter shows its number, instead of ending the work
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parsed = make_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if parsed.debug else logging.WARNING, format="%(levelname)s: %(message)s")
     # Nothing here is fetched from a hub or told to one: models and networks are files that the user has.

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 
-from ..training.config import Setting
+from ..training.config import DEFAULT_STEPS, Setting
+
+_NUMBERS = ("number", "whole number")
+_FAR = 100_000
+_EXACT = 2**53
+"""The largest whole number that a browser's number box keeps as it is."""
+
+_PLACEHOLDERS = {"training.steps": str(DEFAULT_STEPS)}
 
 _LABELS = {
     "data.folders": "Folders with pictures, one a line",
@@ -33,10 +40,22 @@ def label(setting: Setting) -> str:
 
 def explanation(setting: Setting) -> str:
     """The sentence under a field: its help, and for a number its range."""
-    if setting.kind not in ("number", "whole number"):
-        return setting.help
-    expected = setting.expected().removesuffix(", or left out")
-    return f"{setting.help} {expected[0].upper()}{expected[1:]}."
+    return f"{setting.help}{_range(setting)}" if setting.kind in _NUMBERS else setting.help
+
+
+def _range(setting: Setting) -> str:
+    """In words and short, " 1 to 1024."; bounds that nobody reaches are not worth a word."""
+    low, high = setting.minimum, setting.maximum
+    far = high is None or high > _FAR
+    if low is None:
+        words = "" if far else f" At most {high:g}"
+    elif setting.above_minimum:
+        words = f" Above {low:g}" + ("" if far else f", at most {high:g}")
+    else:
+        words = f" {low:g} or more" if far else f" {low:g} to {high:g}"
+    if words and setting.multiple:
+        words += f", a multiple of {setting.multiple}"
+    return words and words + "."
 
 
 def element_id(setting: Setting) -> str:
@@ -86,7 +105,7 @@ class Form:
         """The fields, in the order in which `config` takes their values."""
         return list(self._fields.values())
 
-    def config(self, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    def config(self, values: Iterable[Any]) -> dict[str, dict[str, Any]]:
         """The record that the fields' values make, as nested plain values; an empty optional field is left out."""
         sections: dict[str, dict[str, Any]] = {}
         for key, value in zip(self._fields, values, strict=True):
@@ -106,9 +125,16 @@ def _plain(setting: Setting, value: Any) -> Any:
     if setting.kind == "list of texts":
         texts = value if isinstance(value, list) else [line.strip() for line in str(value or "").splitlines()]
         return [text for text in texts if text] or (None if setting.optional else [])
+    if _is_typed(setting):
+        return setting.parse(str(value if value is not None else ""))
     if setting.kind == "text":
         return (str(value).strip() if value is not None else "") or (None if setting.optional else "")
     return value
+
+
+def _is_typed(setting: Setting) -> bool:
+    """Whether a number has a text field: an empty number box is sent as 0, and a large number is rounded by it."""
+    return setting.kind in _NUMBERS and (setting.optional or (setting.maximum or 0) > _EXACT)
 
 
 def _component(setting: Setting, value: Any, choices: Sequence[str] | None) -> Any:
@@ -122,6 +148,8 @@ def _component(setting: Setting, value: Any, choices: Sequence[str] | None) -> A
         return gr.Textbox(value="\n".join(value or ()), lines=2, **about)
     if setting.kind == "yes or no":
         return gr.Checkbox(value=value, **about)
-    if setting.kind in ("number", "whole number"):
+    if _is_typed(setting):
+        return gr.Textbox(value="" if value is None else str(value), placeholder=_PLACEHOLDERS.get(setting.key, "left out"), max_lines=1, **about)
+    if setting.kind in _NUMBERS:
         return gr.Number(value=value, precision=0 if setting.kind == "whole number" else None, **about)
     return gr.Textbox(value=value or "", **about)

@@ -55,7 +55,7 @@ def draw_generate(blocks: gr.Blocks, tab: gr.Tab, page: GeneratePage) -> Form:
             with gr.Row():
                 make = gr.Button("Generate", variant="primary", elem_id="lycoris_generate")
                 stop = gr.Button("Stop", elem_id="lycoris_stop_generate")
-            pictures = gr.Gallery(label="Pictures", elem_id="lycoris_pictures", columns=2, height=560, object_fit="contain", show_label=False)
+            pictures = gr.Gallery(label="Pictures", elem_id="lycoris_pictures", columns=4, height=560, object_fit="contain", show_label=False)
             problem = gr.HTML(elem_id="lycoris_generate_problem", elem_classes=["lycoris-problem"])
             infotext = gr.Textbox(label="How the first picture was made (it stands in the PNG too)", lines=3, max_lines=8, interactive=False,
                                   elem_id="lycoris_infotext", **compat.copyable())
@@ -71,7 +71,8 @@ def draw_generate(blocks: gr.Blocks, tab: gr.Tab, page: GeneratePage) -> Form:
         except LycoError as error:
             return [gr.update(), text.problems([str(error)]), gr.update(), gr.update()]
         paths = [str(picture["path"]) for picture in made["pictures"]]
-        return [paths, text.problems(made["problems"]), made["pictures"][0]["infotext"], "\n".join(paths)]
+        # The first picture is shown whole; alone in the grid it would be cut to the grid's shape.
+        return [gr.update(value=paths, selected_index=0), text.problems(made["problems"]), made["pictures"][0]["infotext"], "\n".join(paths)]
 
     make.click(run, form.components(), [pictures, problem, infotext, files], api_name=False)
     stop.click(page.stop, [], [], queue=False, api_name=False)

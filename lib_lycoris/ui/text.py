@@ -7,9 +7,16 @@ from html import escape
 from typing import Any
 
 CSS = """
-.lycoris-progress progress { width: 100%; height: 0.75rem; }
+.lycoris-problem:not(:has(p)) { display: none; }
+.lycoris-progress progress { width: 100%; height: 0.75rem; border: 0; border-radius: 6px; overflow: hidden; background: rgba(128, 128, 128, 0.25); }
+.lycoris-progress progress::-webkit-progress-bar { background: rgba(128, 128, 128, 0.25); }
+.lycoris-progress progress::-webkit-progress-value { background: #ea580c; }
+.lycoris-progress progress::-moz-progress-bar { background: #ea580c; }
+.lycoris-problem:not(:has(p)) { display: none; }
 .lycoris-progress p { margin: 0.35rem 0; overflow-wrap: anywhere; }
-.lycoris-problem p { margin: 0; padding: 0.6rem 0.8rem; border-left: 4px solid #c2410c; background: rgba(234, 88, 12, 0.12); overflow-wrap: anywhere; }
+.lycoris-problem p, .lycoris-progress div p {
+  margin: 0; padding: 0.6rem 0.8rem; border-left: 4px solid #c2410c; background: rgba(234, 88, 12, 0.12); overflow-wrap: anywhere;
+}
 .lycoris-head h1 { margin: 0.2rem 0 0; font-size: 1.35rem; }
 .lycoris-head p { margin: 0 0 0.3rem; opacity: 0.8; overflow-wrap: anywhere; }
 """
@@ -52,7 +59,7 @@ def progress(state: Mapping[str, Any]) -> str:
     if phase == "running" and state.get("seconds_left") is not None:
         words.append(f"about {duration(state['seconds_left'])} left")
     bar = f'<progress aria-label="Progress of the training" max="{int(steps) or 1}" value="{int(step)}"></progress>' if phase != "idle" else ""
-    return f"<p>{escape(' · '.join(words))}</p>{bar}"
+    return f"<p>{escape(' · '.join(words))}</p>{bar}{problems([state['error']] if state.get('error') else [])}"
 
 
 def duration(seconds: float) -> str:

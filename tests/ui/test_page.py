@@ -103,6 +103,32 @@ def test_a_field_with_choices_offers_what_the_record_takes():
     assert [choice[1] if isinstance(choice, tuple) else choice for choice in form.fields()["network.kind"].choices] == list(KINDS)
 
 
+def test_a_number_that_may_be_left_out_has_a_text_field_for_a_number_box_sends_0_when_it_is_empty():
+    form = train_form(Desk().page())[1]
+    optional = [setting.key for setting in settings() if setting.optional and setting.kind in ("number", "whole number")]
+    assert "training.steps" in optional
+    assert all(isinstance(form.fields()[key], gr.Textbox) for key in optional)
+    typed = dict(zip(form.fields(), values_of(form), strict=True))
+    assert TrainConfig.from_dict(form.config({**typed, "training.steps": " 7 ", "network.alpha": "0.5"}.values())) == (
+        TrainConfig.from_dict({"training": {"steps": 7}, "network": {"alpha": 0.5}}))
+    with pytest.raises(ConfigError, match=r"training\.steps"):
+        form.config({**typed, "training.steps": "many"}.values())
+
+
+def test_a_large_seed_is_not_rounded_on_its_way():
+    form = train_form(Desk().page(defaults={"training.seed": 2**63 - 1}))[1]
+    assert TrainConfig.from_dict(form.config(values_of(form))).training.seed == 2**63 - 1
+
+
+@pytest.mark.parametrize(("more", "words"), [
+    ({"minimum": 1, "maximum": 1024}, "About x. 1 to 1024."), ({"minimum": 1, "maximum": 10_000_000}, "About x. 1 or more."),
+    ({"minimum": 0, "maximum": 10, "above_minimum": True}, "About x. Above 0, at most 10."), ({}, "About x."),
+    ({"minimum": 64, "maximum": 4096, "multiple": 8}, "About x. 64 to 4096, a multiple of 8."),
+])
+def test_a_numbers_range_is_told_in_short_words(more, words):
+    assert explanation(a_setting("x", "whole number", 1, **more)) == words
+
+
 def test_the_studios_page_is_built_with_both_tabs_and_no_element_twice():
     blocks = make_page(Desk().page(), a_generate_page(), lambda: "world", dict)
     ids = [block.elem_id for block in blocks.blocks.values() if getattr(block, "elem_id", None)]
@@ -181,6 +207,12 @@ def test_progress_says_step_loss_and_time_left():
     html = text.progress({"phase": "running", "name": "dog", "step": 30, "steps": 100, "loss": 0.12345, "seconds": 65, "seconds_left": 4000})
     for words in ("Training (dog)", "step 30 of 100", "loss 0.1235", "1 min 5 s so far", "about 1 h 6 min left", 'max="100" value="30"'):
         assert words in html
+
+
+def test_a_failed_training_says_why_as_an_alert():
+    html = text.progress(JobState(phase="failed", name="dog", error="loss <b>NaN</b>").to_dict())
+    assert 'role="alert"' in html
+    assert "loss &lt;b&gt;NaN&lt;/b&gt;" in html
 
 
 def test_inserting_a_tag_adds_it_once_at_the_end():
