@@ -114,10 +114,10 @@ def opcode(text: bytes) -> bytes:
     ],
 )
 def test_a_hostile_or_broken_pickle_is_refused_quickly(tmp_path, pickled):
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(NetworkFileError):
         open_pickle(zip_of(tmp_path / "a.pt", pickled)).read()
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def tensor_pickle(tmp_path, shape=(2,), stride=(1,), offset=0, count=2):

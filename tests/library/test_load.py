@@ -200,12 +200,12 @@ BAD = {
 def test_a_bad_file_is_one_line_with_what_and_where_at_once_and_without_a_memory_spike(tmp_path, make, word):
     path = tmp_path / "bad.safetensors"
     make(path)
-    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(lib_lycoris.NetworkFileError, match=word) as caught:
         open_network(path)
     assert isinstance(caught.value, ValueError)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
-    assert time.perf_counter() - begin < 3
+    assert time.process_time() - begin < 3
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
