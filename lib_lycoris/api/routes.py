@@ -14,7 +14,9 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from starlette.concurrency import run_in_threadpool
 
-from lib_lycoris.errors import BusyError, LycoError, UnknownNetworkError
+from ..errors import BusyError, LycoError, UnknownNetworkError
+from ..training.config import Setting, settings
+from .schema import flat_schema, sections_schema
 
 PREFIX = "/lycoris/v1"
 LARGEST_BODY = 1_000_000
@@ -25,14 +27,14 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class Callables:
-    """What the routes do, as plain functions of plain values; they raise a `LycoError` where they can't.
+    """What the routes do, as plain functions of plain values; they raise a `LycoError` where they can't. A host gives those it has.
 
     Attributes:
         networks: gives one mapping for each network on disk.
-        train: takes a training config as nested mappings, starts it, gives the state; `None`, with `state` and `stop`, where there is no training.
+        train: takes a training config as nested mappings, starts it, gives the state.
         state: gives the state of the training that runs or ran last.
         stop: asks the running training to save and end, gives the state.
-        generate: takes settings of a picture, gives a mapping with pictures; `None` where the host has its own way (the WebUI).
+        generate: takes settings of a picture, gives a mapping with pictures.
     """
 
     networks: Callable[[], Sequence[Mapping[str, Any]]]
@@ -42,24 +44,19 @@ class Callables:
     generate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
 
-@dataclass(frozen=True)
-class Schemas:
-    """The JSON Schemas of what is posted, for the OpenAPI page."""
-
-    train: Mapping[str, Any] | None = None
-    generate: Mapping[str, Any] | None = None
-
-
-def add_routes(app: FastAPI, callables: Callables, schemas: Schemas = Schemas(), authorise: Callable[[str, str], bool] | None = None) -> None:
-    """Adds the routes to an app.
+def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str], bool] | None = None, picture: Sequence[Setting] = ()) -> None:
+    """Adds the routes to an app, one for each callable that there is.
 
     Args:
         app: the studio's or the WebUI's app.
         callables: what the routes do.
-        schemas: the record that is described on the OpenAPI page.
         authorise: says whether a user name and password may come in; without it nobody is asked for them.
+        picture: the record of a picture's settings, for the description of `generate`.
     """
-    def add(method: str, path: str, summary: str, work: Callable[..., Any], body: Mapping[str, Any] | None = None) -> None:
+
+    def add(method: str, path: str, summary: str, work: Callable[..., Any] | None, body: Mapping[str, Any] | None = None) -> None:
+        if work is None:
+            return
         described: dict[str, Any] = {"responses": {"4XX": _ERROR}}
         if body is not None:
             described["requestBody"] = {"required": True, "content": {"application/json": {"schema": dict(body)}}}
@@ -69,14 +66,10 @@ def add_routes(app: FastAPI, callables: Callables, schemas: Schemas = Schemas(),
         )
 
     add("GET", "/networks", "The networks on disk", lambda: {"networks": list(callables.networks())})
-    if callables.train is not None:
-        add("POST", "/train", "Start a training; the body is a training config", callables.train, schemas.train or {"type": "object"})
-    if callables.state is not None:
-        add("GET", "/train", "The training that runs or ran last", callables.state)
-    if callables.stop is not None:
-        add("POST", "/train/stop", "Save and end the running training", callables.stop)
-    if callables.generate is not None:
-        add("POST", "/generate", "Generate pictures", callables.generate, schemas.generate or {"type": "object"})
+    add("POST", "/train", "Start a training; the body is a training config", callables.train, sections_schema(settings()))
+    add("GET", "/train", "The training that runs or ran last", callables.state)
+    add("POST", "/train/stop", "Save and end the running training", callables.stop)
+    add("POST", "/generate", "Generate pictures", callables.generate, flat_schema(picture))
 
 
 def passwords(text: str) -> Callable[[str, str], bool]:

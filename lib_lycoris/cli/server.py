@@ -95,21 +95,18 @@ def make_app(bench: Workbench) -> Any:
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from ..api.routes import Callables, Schemas, add_routes
-    from ..api.schema import flat_schema, sections_schema
-    from ..training.config import settings
+    from ..api.routes import Callables, add_routes
+    from ..studio.generate import GenerateSettings
     from ..training.setting import section_settings
     from ..ui import text
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    from ..studio.generate import GenerateSettings
-
     record = section_settings(GenerateSettings)
     app = FastAPI(title="Lyco Studio", docs_url="/docs")
     # A page of another site could reach 127.0.0.1 under a name of its own; it can't forge the name it asks for.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[ADDRESS, "localhost"])
     callables = Callables(networks=bench.networks, train=bench.train, state=bench.state, stop=bench.stop, generate=lambda values: _generate(bench, values))
-    add_routes(app, callables, Schemas(train=sections_schema(settings()), generate=flat_schema(record)))
+    add_routes(app, callables, picture=record)
     page = make_page(bench, record)
     allowed = [str((bench.outputs / "pictures").resolve())]
     return gr.mount_gradio_app(app, page, path="/", css=text.CSS, allowed_paths=allowed, footer_links=[], ssr_mode=False, show_error=False)

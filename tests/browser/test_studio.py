@@ -1,0 +1,136 @@
+"""The studio as a new user meets it: open, train, see it move, generate with the tag."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+PATIENCE = 120_000
+"""Milliseconds; the machine may be busy."""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(5):
+        Image.new("RGB", (64, 64), (40 * number, 90, 200)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a zorb, {number}", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory, chromium):
+    """Of a studio with a checkpoint of random weights."""
+    pytest.importorskip("diffusers")
+    from tests.studio.tiny import write_checkpoint
+
+    folder = tmp_path_factory.mktemp("studio")
+    command = [sys.executable, "-m", "lib_lycoris", "studio", "--checkpoint", str(write_checkpoint(folder))]
+    lines = []
+    process = subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, encoding="utf-8")
+    guard = threading.Timer(PATIENCE / 1000, process.kill)
+    guard.start()
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if found := re.search(r"ready: (http://127\.0\.0\.1:\d+)", line):
+                guard.cancel()
+                break
+        else:
+            raise AssertionError(f"the studio did not start: {''.join(lines)}")
+        yield found[1]
+        if os.name != "nt":  # where Ctrl-C goes to a whole console
+            process.send_signal(signal.SIGINT)
+            assert "Lyco Studio has ended" in process.communicate(timeout=60)[0]
+            assert process.returncode == 130
+    finally:
+        guard.cancel()
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def page(address, chromium):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(PATIENCE)
+        errors = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        yield page
+        browser.close()
+    assert errors == []
+
+
+def box(page, name):
+    """The field of a setting."""
+    return page.locator(f"#lycoris_{name} textarea, #lycoris_{name} input").first
+
+
+def test_train_watch_and_generate_with_the_tag(page, pictures):
+    page.get_by_text("Checkpoint: tiny, 64 px").wait_for()
+    page.get_by_role("tab", name="Train").click()
+    box(page, "data_folders").fill(str(pictures))
+    box(page, "output_name").fill("zorb")
+    box(page, "training_steps").fill("6")
+    page.locator("#lycoris_check").click()
+    page.wait_for_function("document.querySelector('#lycoris_plan textarea')?.value.includes('5 pictures.')")
+    page.locator("#lycoris_start").click()
+    page.get_by_text("Done (zorb) · step 6 of 6").wait_for()
+    assert box(page, "tag").input_value() == "<lyco:zorb:1>"
+    assert page.locator("#lycoris_curve").is_visible()
+    assert page.locator("#lycoris_start").is_enabled()
+    assert page.locator("#lycoris_stop").is_disabled()
+
+    page.get_by_role("tab", name="Generate").click()
+    assert (box(page, "generate_width").input_value(), box(page, "generate_height").input_value()) == ("64", "64")
+    box(page, "generate_prompt").fill("a zorb <b>bold</b> <lyco:nope:1>")
+    page.locator("#lycoris_networks input").click()
+    page.get_by_role("option", name="zorb").click()
+    page.wait_for_function("document.querySelector('#lycoris_generate_prompt textarea').value.endsWith('<lyco:zorb:1>')")
+    box(page, "generate_steps").fill("2")
+    page.locator("#lycoris_generate").click()
+    page.locator("#lycoris_pictures img").first.wait_for()
+    assert "no network is called 'nope'" in page.locator("#lycoris_generate_problem").inner_text()
+    page.wait_for_function("document.querySelector('#lycoris_infotext textarea').value.includes('Model: tiny')")
+    assert page.locator("#lycoris_generate_problem b").count() == 0
+
+
+def test_a_failed_training_says_why_and_a_reload_finds_the_last_one_again(page, tmp_path):
+    page.get_by_role("tab", name="Train").click()
+    box(page, "data_folders").fill(str(tmp_path / "<i>nothing</i>"))
+    page.locator("#lycoris_start").click()
+    page.locator("#lycoris_progress [role=alert]").wait_for()
+    assert "does not exist" in page.locator("#lycoris_progress [role=alert]").inner_text()
+    assert page.locator("#lycoris_progress i").count() == 0
+    page.reload()
+    page.get_by_role("tab", name="Train").click()
+    page.locator("#lycoris_progress [role=alert]").wait_for()
+
+
+def test_every_field_has_a_label_and_the_keyboard_reaches_it(page):
+    page.get_by_text("Checkpoint: tiny, 64 px").wait_for()
+    unlabelled = page.evaluate("""[...document.querySelectorAll('.tabitem input, .tabitem textarea')]
+        .filter(field => field.type !== 'hidden' && field.offsetParent !== null)
+        .filter(field => !(field.labels?.length || field.getAttribute('aria-label') || field.getAttribute('aria-labelledby')))
+        .map(field => field.outerHTML.slice(0, 120))""")
+    assert unlabelled == []
+    box(page, "generate_prompt").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('#lycoris_generate_negative') !== null")

@@ -1,0 +1,72 @@
+"""The verbs do their work: train, generate with what was trained, stop in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib_lycoris.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_check_says_in_words_what_would_happen_and_writes_nothing(config_file, capsys):
+    assert main.main(["train", str(config_file), "--check"]) == 0
+    text = capsys.readouterr().out
+    assert "6 pictures." in text
+    assert "3 steps" in text
+    assert "zorb (6)" in text
+    assert not (config_file.parent / "outputs").exists()
+
+
+def test_what_train_saves_generate_uses(config_file, tiny_checkpoint, tmp_path, capsys):
+    from PIL import Image
+
+    assert main.main(["train", str(config_file), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["step"] for line in lines[:-1]] == [1, 2, 3]
+    assert all({"step", "loss", "lr", "seconds"} <= set(line) for line in lines[:-1])
+    network = tmp_path / "outputs" / "zorb.safetensors"
+    assert (lines[-1]["done"]["path"], lines[-1]["done"]["steps"], lines[-1]["done"]["stopped"]) == (str(network), 3, False)
+
+    def draw(prompt, out, *more):
+        arguments = ["generate", "--prompt", prompt, "--checkpoint", tiny_checkpoint, "--networks", network.parent, "--seed", "3", "--steps", "2", "--out", out]
+        return main.main([str(argument) for argument in (*arguments, *more)])
+
+    assert draw("a zorb", tmp_path / "plain.png") == 0
+    assert draw("a zorb <lyco:zorb:1> <lyco:nope:1>", tmp_path / "pictures" / "with.png", "--batch", "2", "--size", "64x72") == 0
+    told = capsys.readouterr()
+    assert "no network is called 'nope'" in told.err
+    written = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert written == ["with-1.png", "with-2.png"]
+    assert all(name in told.out for name in written)
+    with Image.open(tmp_path / "pictures" / "with-1.png") as picture:
+        assert picture.size == (64, 72)
+        assert picture.info["parameters"].startswith("a zorb <lyco:zorb:1>")
+    with Image.open(tmp_path / "plain.png") as picture:
+        assert picture.size == (64, 64)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a whole console")
+def test_ctrl_c_ends_with_130_after_saving_and_resume_goes_on(config_file):
+    command = [sys.executable, "-m", "lib_lycoris", "train", str(config_file), "--json", "--set", "training.steps=100000"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8") as process:
+        assert json.loads(process.stdout.readline())["step"] == 1
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    done = json.loads(out.splitlines()[-1])["done"]
+    assert done["stopped"]
+    assert Path(done["path"]).is_file()
+    assert f"interrupted: saved {done['path']} after {done['steps']} steps" in err
+    assert "Traceback" not in err
+    command[-1] = f"training.steps={done['steps'] + 1}"
+    more = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert more.returncode == 0, more.stderr
+    assert json.loads(more.stdout.splitlines()[0])["step"] == done["steps"] + 1

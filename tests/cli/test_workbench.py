@@ -1,0 +1,81 @@
+"""One model for training and pictures: who waits, who is refused, what is listed."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from lib_lycoris.cli.workbench import Workbench
+from lib_lycoris.errors import BusyError, CheckpointError, ConfigError
+
+
+@pytest.fixture
+def bench(tiny_checkpoint, tmp_path):
+    made = Workbench(str(tiny_checkpoint), [str(tmp_path / "nets")], tmp_path / "outputs")
+    assert "Loading" in made.title()
+    made.load()
+    return made
+
+
+def test_pictures_are_written_where_the_title_says_and_told_step_by_step(bench, tmp_path):
+    told = []
+    made = bench.generate({"prompt": "a zorb <lyco:nope:1>", "steps": 2, "batch": 2, "seed": 5}, lambda share, words: told.append((share, words)))
+    assert [picture["seed"] for picture in made["pictures"]] == [5, 6]
+    assert all((tmp_path / "outputs" / "pictures").resolve() in Path(picture["path"]).parents for picture in made["pictures"])
+    assert "nope" in made["problems"][0]
+    assert told[-2:] == [(0.5, "Step 1 of 2"), (1.0, "Step 2 of 2")]
+    assert "tiny" in bench.title()
+    assert bench.side() == 64
+
+
+def test_unknown_and_bad_settings_are_named(bench):
+    with pytest.raises(ConfigError, match="promt"):
+        bench.generate({"promt": "a"})
+    with pytest.raises(ConfigError, match="steps"):
+        bench.generate({"steps": 0})
+    with pytest.raises(ConfigError, match=r"other\.safetensors"):
+        bench.train({"model": {"checkpoint": "other.safetensors"}})
+
+
+def test_while_a_training_runs_pictures_wait_or_are_refused(bench, captioned_pictures, tmp_path):
+    config = {"data": {"folders": [str(captioned_pictures)], "resolution": 64}, "network": {"rank": 1}, "training": {"steps": 100_000},
+              "output": {"name": "long", "folder": str(tmp_path / "elsewhere"), "save_every": 0}}
+    bench.train(config)
+    try:
+        for _ in range(3000):
+            if bench.state()["step"]:
+                break
+            threading.Event().wait(0.02)
+        with pytest.raises(BusyError, match="training 'long' is under way"):
+            bench.generate({"steps": 1}, wait=False)
+        with pytest.raises(BusyError, match="'long' is under way"):
+            bench.train(config)
+        told = []
+
+        def give_up(share, words):
+            told.append(words)
+            if words.startswith("Waiting: "):
+                bench.stop_generating()
+
+        with pytest.raises(BusyError, match="no picture was made"):
+            bench.generate({"steps": 1}, give_up)
+        assert any("training 'long' is under way" in words for words in told)
+    finally:
+        bench.stop()
+        state = bench.job.wait(120)
+    assert state.phase == "stopped"
+    # It was saved to a folder of its own, is found there, and its resumable state is not taken for a network.
+    assert bench.network_names() == ["long"]
+    made = bench.generate({"prompt": f"a zorb {state.tag}", "steps": 1, "seed": 1})
+    assert made["problems"] == []
+
+
+def test_a_checkpoint_that_can_not_be_loaded_is_told_to_everybody_who_waits(tmp_path):
+    bench = Workbench(str(tmp_path / "none.safetensors"), [], tmp_path)
+    bench.load()
+    assert isinstance(bench.error, CheckpointError)
+    assert "none.safetensors" in bench.title()
+    with pytest.raises(CheckpointError):
+        bench.generate({"steps": 1})
