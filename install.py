@@ -57,7 +57,8 @@ def host_name(root: Path) -> str:
     if (root / "installer.py").is_file():
         return "SD.Next"
     try:
-        heading = (root / "CHANGELOG.md").open(encoding="utf-8", errors="replace").readline()
+        with (root / "CHANGELOG.md").open(encoding="utf-8", errors="replace") as changes:
+            heading = changes.readline()
     except OSError:
         heading = ""
     return ("AUTOMATIC1111 " + heading.lstrip("# ").strip()).strip()
@@ -146,8 +147,8 @@ def version_name(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
-def find_pythons(versions: tuple[tuple[int, int], ...]) -> list[str]:
-    """Pythons of the given versions on this machine that run and can make an environment, this one first."""
+def find_python(versions: tuple[tuple[int, int], ...]) -> str:
+    """A Python of one of the versions that runs and can make an environment, this one if it fits; empty where there is none."""
     import shutil
 
     candidates = [sys.executable] if sys.version_info[:2] in versions else []
@@ -163,7 +164,7 @@ def find_pythons(versions: tuple[tuple[int, int], ...]) -> list[str]:
         candidates += folders
     probe = "import sys, venv, ensurepip; print(*sys.version_info[:2])"
     wanted = {f"{major} {minor}" for major, minor in versions}
-    return [python for python in dict.fromkeys(candidates) if python and output_of([python, "-c", probe]) in wanted]
+    return next((python for python in dict.fromkeys(candidates) if python and output_of([python, "-c", probe]) in wanted), "")
 
 
 def output_of(command: list[str]) -> str:
@@ -187,8 +188,8 @@ def check_machine() -> None:
     from importlib.util import find_spec
 
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
-        others = find_pythons(tuple((3, minor) for minor in range(NEWEST[1], OLDEST[1] - 1, -1)))
-        advice = f"run it with {others[0]}" if others else f"install Python {version_name(NEWEST)} beside it"
+        other = find_python(tuple((3, minor) for minor in range(NEWEST[1], OLDEST[1] - 1, -1)))
+        advice = f"run it with {other}" if other else f"install Python {version_name(NEWEST)} beside it"
         age = "old" if sys.version_info[:2] < OLDEST else "new"
         needed = f"{version_name(OLDEST)} to {version_name(NEWEST)}"
         raise SetupError(f"Python {platform.python_version()} at {sys.executable} is too {age}, {needed} is needed: {advice}")
@@ -300,7 +301,7 @@ def prepare(folder: Path, base: str, name: str, holds: tuple[str, ...] = ()) -> 
     python = venv_python(folder)
     if is_ready(folder, name):
         return python
-    ours = not folder.exists() or unfinished(folder).exists() or any(folder.glob("lyco-*.stamp")) or (folder / "pyvenv.cfg").exists() and not python.exists()
+    ours = not folder.exists() or unfinished(folder).exists() or any(folder.glob("lyco-*.stamp")) or ((folder / "pyvenv.cfg").exists() and not python.exists())
     version = output_of([str(python), "-c", "import sys, pip; print(*sys.version_info[:2])"]) if python.exists() else ""
     if not version and not ours:
         raise SetupError(f"{folder} was made by something else and has no pip: delete that folder and run this again")
@@ -361,6 +362,7 @@ def pip_install(python: Path, wanted: Path, log: Path) -> None:
         raise
     finally:
         progress.end()
+        process.stdout.close()
     if code:
         raise SetupError(f"{pip_problem(log.read_text(encoding='utf-8', errors='replace'))} (pip's own words: {log})")
 
@@ -531,13 +533,13 @@ def test(arguments: list[str]) -> int:
     rows.append(("style", call([str(python), "-m", "ruff", "check", "."]) == 0, "ruff"))
     pytest("the studio's packages", python, studio, paths)
 
-    host, chosen, bases = HERE / ".venv-host", host_paths(paths), find_pythons(HOST_PYTHONS)
+    host, chosen, base = HERE / ".venv-host", host_paths(paths), find_python(HOST_PYTHONS)
     if not chosen:
         rows.append(("the WebUI's packages", True, "SKIPPED: none of the named tests is of a room that lives in the WebUI"))
-    elif not bases:
+    elif not base:
         rows.append(("the WebUI's packages", True, "SKIPPED: the WebUI's pins need a Python 3.10 or 3.11, and none is on this machine"))
     else:
-        pytest("the WebUI's packages", prepare(host, bases[0], "host"), host, chosen)
+        pytest("the WebUI's packages", prepare(host, base, "host"), host, chosen)
 
     say("\n== Summary")
     for title, green, detail in rows:

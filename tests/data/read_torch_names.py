@@ -15,9 +15,9 @@ import zipfile
 Signature = frozenset[str] | None  # the names that a call may use as keywords; None: not known
 
 ROOMS = (
-    *("amp", "autograd", "backends", "compiler", "cpu", "cuda", "distributed", "distributions", "fft", "func", "hub", "jit", "library", "linalg", "masked", "mps"),
-    *("multiprocessing", "nested", "nn", "ops", "optim", "overrides", "package", "profiler", "random", "return_types", "serialization", "signal", "sparse"),
-    *("special", "storage", "types", "utils", "version", "_utils"),
+    *("amp", "autograd", "backends", "compiler", "cpu", "cuda", "distributed", "distributions", "fft", "func", "hub", "jit", "library", "linalg"),
+    *("masked", "mps", "multiprocessing", "nested", "nn", "ops", "optim", "overrides", "package", "profiler", "random", "return_types"),
+    *("serialization", "signal", "sparse", "special", "storage", "types", "utils", "version", "_utils"),
 )
 LEFT_OUT = (
     *("torch.distributed.", "torch.testing", "torch.nn.quantiz", "torch.nn.intrinsic", "torch.nn.qat", "torch.nn.backends", "torch.jit."),
