@@ -134,7 +134,7 @@ def _block_pair(kind: str, ldm: str, diffusers: str, layer: int) -> Iterator[tup
 def text_encoder_names(tree: nn.Module) -> dict[str, tuple[str, ...]]:
     """For each module path of a text encoder its spellings with dots: first CLIPTextModel's in transformers 4 ("text_model.encoder.layers.0…").
 
-    The encoder may stand anywhere in `tree`; what wraps a layer under the name "wrapped" is passed over.
+    The encoder may stand anywhere in `tree`; what wraps a layer under the name "wrapped" is passed over. open_clip's picture encoder has no names.
     """
     root_path, root = next(((path, module) for path, module in _nearest(tree) if _is_clip(module) or _is_open_clip(module)), ("", tree))
     prefixes = {}
@@ -152,6 +152,8 @@ def text_encoder_names(tree: nn.Module) -> dict[str, tuple[str, ...]]:
             names[path] = (plain.rpartition(".")[2], plain) if path.endswith("text_projection") else (plain,)
             continue
         inner = ".".join(part for part in path[len(root_path):].strip(".").split(".") if part != "wrapped")
+        if _is_open_clip(root) and inner.partition(".")[0] == "visual":
+            continue
         head = _longest_prefix(inner, prefixes)
         theirs = f"{prefixes[head]}{'.' if inner and not head else ''}{inner[len(head):]}" if head in prefixes else inner
         names[path] = tuple(dict.fromkeys((theirs, inner, plain)))

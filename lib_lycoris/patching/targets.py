@@ -98,6 +98,8 @@ def find_targets(unet: nn.Module | None, text_encoders: Sequence[nn.Module] = ()
 def _add_all(targets: Targets, component: str, root: nn.Module, names: Mapping[str, Sequence[str]]) -> None:
     inside_attention: set[nn.Module] = set()
     for path, module in root.named_modules():
+        if path not in names:
+            continue
         spellings = [name.replace(".", "_") for name in dict.fromkeys((*names[path], path))]
         if isinstance(module, nn.MultiheadAttention):
             inside_attention.add(module.out_proj)

@@ -100,6 +100,7 @@ def test_a_projection_beside_the_encoder_is_a_target_under_its_own_name():
 @pytest.mark.parametrize("wrap", [lambda tree: tree, lambda tree: Holder(wrapped=Holder(model=tree))])
 def test_open_clip_has_the_names_of_clip_with_q_k_and_v_as_rows_of_one_weight(wrap):
     tree = OpenClipText()
+    tree.visual = Holder(transformer=Holder(resblocks=OpenClipText().transformer.resblocks), conv1=nn.Conv2d(3, 8, 2))
     targets = find_targets(None, [clip_text(), wrap(tree)])
     assert {name for component, name in targets if component == "te2"} == CLIP_NAMES - {"text_model_embeddings_position_embedding"}
     attention = tree.transformer.resblocks[1].attn
