@@ -6,7 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# No test fails because the machine is busy with something else.
+hypothesis.settings.register_profile("lyco", deadline=None)
+hypothesis.settings.load_profile("lyco")
 
 # Before torch is imported anywhere: one thread a process (they share the cores; pictures repeat bit for bit at a fixed count), no request to a hub.
 for _name, _value in {
