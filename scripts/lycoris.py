@@ -6,8 +6,8 @@ from lib_lycoris.webui.support import unsupported_host
 
 
 def _start():
-    """Registers the callbacks; gives the class that the host looks for in this file's names."""
-    from lib_lycoris.webui.extension import Extension, make_script
+    """Registers the callbacks."""
+    from lib_lycoris.webui.extension import Extension
 
     extension = Extension()
     script_callbacks.on_before_ui(extension.before_ui)
@@ -15,7 +15,6 @@ def _start():
     script_callbacks.on_cfg_denoiser(extension.before_step)
     script_callbacks.on_script_unloaded(extension.unload)
     script_callbacks.on_app_started(lambda demo, app: _add_routes(app, extension))
-    return make_script(extension)
 
 
 def _add_routes(app, extension):
@@ -32,4 +31,4 @@ _reason = unsupported_host()
 if _reason:
     print(_reason)
 else:
-    LycoScript = _start()
+    _start()

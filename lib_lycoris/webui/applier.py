@@ -78,13 +78,16 @@ class Applier:
         try:
             on = self._on_current_model()
             if on is None:
-                return ["no checkpoint is loaded, so <lyco:…> has no effect: choose one"]
-            return [*on.generation.apply(list(requests)), *filter(None, [host.unreachable_unet()])]
+                return ["lyco: no checkpoint is loaded, so no network can be put on: choose one"]
+            problems = on.generation.apply(list(requests))
         except CheckpointError as error:
-            return [str(error)]
+            self._take_off()
+            return [f"lyco: {error}"]
         except BaseException:
             self._take_off()
             raise
+        unreachable = host.unreachable_unet()
+        return [*problems, f"lyco: {unreachable}"] if unreachable else problems
 
     def _on_current_model(self) -> _OnModel | None:
         model = host.loaded_model()

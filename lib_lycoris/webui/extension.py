@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from modules import extra_networks, scripts
+from modules import extra_networks
 
 from . import host
 from .applier import Applier
@@ -46,25 +46,3 @@ class Extension:
     def networks(self) -> list[dict[str, Any]]:
         """For each network on disk its name, its tag, its file and its size in bytes."""
         return self.applier.list_networks()
-
-
-def make_script(extension: Extension) -> type[scripts.Script]:
-    """The class that the host calls around each picture.
-
-    The host ends `<lyco:…>` itself only where the first prompt had a tag of any kind, and not after an exception.
-    """
-
-    class LycoScript(scripts.Script):
-        def title(self) -> str:
-            return "Lyco Studio"
-
-        def show(self, is_img2img: bool) -> Any:
-            return scripts.AlwaysVisible
-
-        def before_process(self, p: Any, *args: Any) -> None:
-            extension.applier.restore()
-
-        def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
-            extension.applier.restore()
-
-    return LycoScript

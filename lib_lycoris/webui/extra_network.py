@@ -47,7 +47,7 @@ class LycoNetwork(extra_networks.ExtraNetwork):
         """Empties the host's cache of encoded prompts where a file changed: its key knows the tag, not the file behind it."""
         files = self._applier.files(requests)
         now = {request.name: (files.get(request.name), host.modified(files[request.name]) if request.name in files else None) for request in requests}
-        if any(self._seen.get(name, found) != found for name, found in now.items()):
+        if any(self._seen.get(name) != found for name, found in now.items()):
             for cache in (getattr(p, name, None) for name in ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")):
                 if cache is not None:
                     cache[0] = None

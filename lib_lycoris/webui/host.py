@@ -51,7 +51,7 @@ def trees_of(model: Any) -> Trees:
     unet = getattr(getattr(model, "model", None), "diffusion_model", None)
     if unet is None or getattr(model, "is_sd3", False) or not hasattr(unet, "input_blocks"):
         kind = type(unet if unet is not None else model).__name__
-        raise CheckpointError(f"<lyco:…> can't act on this checkpoint ({kind}): it works on SD 1.x, SD 2.x and SDXL; choose such a checkpoint")
+        raise CheckpointError(f"networks can't be put on this checkpoint ({kind}), only on SD 1.x, SD 2.x and SDXL: choose such a one")
     if hasattr(model, "conditioner"):
         return Trees(unet, _sdxl_text_encoders(model.conditioner))
     wrapped = _wrapped(getattr(model, "cond_stage_model", None))

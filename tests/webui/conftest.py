@@ -9,6 +9,7 @@ import pytest
 
 from .network_files import CONVOLUTION, LINEAR, write_foreign_network, write_network
 from .real import RealWebUI, find_webui
+from .stand_in import StandIn
 
 UNSET = "WEBUI_DIR is not set: the tests of the real WebUI v1.10.1 were skipped (set it to the WebUI's folder, and WEBUI_PYTHON to its python)"
 
@@ -39,8 +40,18 @@ def real_webui(tmp_path_factory):
             Path(kept).write_text(webui.output())
 
 
-@pytest.fixture(params=["real"])
+@pytest.fixture(scope="module")
+def stand_in_webui(tmp_path_factory):
+    """The stand-in, in this process: it patches torch's classes as the host does, so it must not live on into other rooms' tests."""
+    webui = StandIn(tmp_path_factory.mktemp("stand-in"))
+    try:
+        write_networks(webui)
+        yield webui
+    finally:
+        webui.close()
+
+
+@pytest.fixture(params=[pytest.param("stand_in", id="stand-in"), pytest.param("real", marks=pytest.mark.webui)])
 def webui(request):
-    """A WebUI with networks A, B, elsewhere and broken, in its first state."""
-    webui = request.getfixturevalue(f"{request.param}_webui")
-    yield webui
+    """A WebUI with networks A, B, elsewhere and broken."""
+    return request.getfixturevalue(f"{request.param}_webui")

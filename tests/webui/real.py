@@ -24,7 +24,7 @@ from .reply import Reply
 
 ROOT = Path(__file__).parents[2]
 USER, PASSWORD = "tester", "a secret"
-SECONDS_TO_START = 240
+SECONDS_TO_START = 900
 FLAGS = ("--skip-prepare-environment", "--use-cpu", "all", "--no-half", "--no-half-vae", "--precision", "full", "--skip-torch-cuda-test",
          "--skip-version-check", "--skip-python-version-check", "--no-download-sd-model", "--do-not-download-clip", "--api",
          "--server-name", "127.0.0.1")
@@ -113,7 +113,7 @@ class RealWebUI:
         self.ask("/probe/v1/reload-ui", {})
         self._wait_for_start(starts + 1)
 
-    def ask(self, path: str, body: Any = None, timeout: float = 120, authorised: bool = True, headers: dict[str, str] | None = None) -> Any:
+    def ask(self, path: str, body: Any = None, timeout: float = 600, authorised: bool = True, headers: dict[str, str] | None = None) -> Any:
         """The JSON that a route answers with: POST with a body, else GET."""
         headers = {"Content-Type": "application/json", **(headers or {})}
         if authorised:

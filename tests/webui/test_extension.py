@@ -14,7 +14,6 @@ from .reply import distance
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.webui
 def test_reload_ui_leaves_the_model_clean_and_the_tag_working(webui):
     base, changed = webui.picture("before and after"), webui.picture("before and after <lyco:A:1>")
     webui.picture("let go of what the built-in merged")
@@ -29,7 +28,6 @@ def test_reload_ui_leaves_the_model_clean_and_the_tag_working(webui):
     assert again.pictures == changed.pictures and distance(again, base) > 0
 
 
-@pytest.mark.webui
 def test_the_tag_is_registered_by_its_own_name_before_the_built_ins_alias(webui):
     assert "lyco" in webui.model()["networks"]
 

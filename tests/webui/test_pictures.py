@@ -9,7 +9,6 @@ import pytest
 
 from .reply import distance
 
-pytestmark = pytest.mark.webui
 ROUNDING = 2
 """Steps of 256 by which two pictures may differ that were computed in another order of additions."""
 CHANGED = 12
@@ -56,6 +55,21 @@ def test_our_network_and_the_built_ins_add_up_in_any_order(webui):
     assert distance(webui.picture(f"{prompt} <lyco:A:0.8> <lyco:B:0.5>"), theirs) <= ROUNDING
 
 
+def test_the_built_ins_functional_mode_runs_beside_ours(webui):
+    prompt = next(fresh)
+    base, merged = webui.picture(prompt), webui.picture(f"{prompt} <lyco:A:0.8> <lora:B:0.5>")
+    webui.set_options(lora_functional=True)
+    try:
+        functional = webui.picture(f"{prompt} <lyco:A:0.8> <lora:B:0.5>")
+        assert distance(functional, merged) <= ROUNDING
+        assert webui.picture(f"{prompt} <lora:B:0.5> <lyco:A:0.8>").pictures == functional.pictures
+        assert webui.picture(prompt).pictures == base.pictures
+    finally:
+        webui.set_options(lora_functional=False)
+    assert webui.picture(f"{prompt} <lyco:A:0.8> <lora:B:0.5>").pictures == merged.pictures
+    assert webui.picture(prompt).pictures == base.pictures
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_after_any_sequence_of_switches_each_state_gives_its_first_picture_again(webui, seed):
     prompt, choice = next(fresh), random.Random(seed)
@@ -63,7 +77,7 @@ def test_after_any_sequence_of_switches_each_state_gives_its_first_picture_again
     states = ["", *(" ".join(choice.sample(tags, choice.randint(1, 3))) for _ in range(7))]
     before = webui.picture(prompt)
     first = {}
-    for state in [*states, *choice.choices(states, k=16), ""]:
+    for state in [*states, *choice.choices(states, k=12), ""]:
         pictures = webui.picture(f"{prompt} {state}").pictures
         assert first.setdefault(state, pictures) == pictures, state
     assert first[""] == before.pictures
@@ -98,13 +112,13 @@ def test_the_hires_pass_takes_the_tags_of_its_own_prompt(webui):
     base = webui.picture(prompt, **HIRES)
     everywhere = webui.picture(f"{prompt} <lyco:B:1>", **HIRES)
     second = webui.picture(prompt, hr_prompt=f"{prompt} <lyco:B:1>", **HIRES)
+    assert webui.model()["hooks"] == {}
     first = webui.picture(f"{prompt} <lyco:B:1>", hr_prompt=prompt, **HIRES)
     for one, other in itertools.combinations((base, everywhere, second, first), 2):
         assert distance(one, other) > ROUNDING
     assert distance(everywhere, webui.picture(f"{prompt} <lora:B:1>", **HIRES)) <= ROUNDING
     assert distance(second, webui.picture(prompt, hr_prompt=f"{prompt} <lora:B:1>", **HIRES)) <= ROUNDING
     assert webui.picture(prompt, **HIRES).pictures == base.pictures
-    assert webui.model()["hooks"] == {}
 
 
 def test_the_hires_pass_of_both_kinds_leaves_nothing_behind(webui):
@@ -143,17 +157,20 @@ def test_a_refiner_leaves_nothing_behind_and_repeats_itself(webui, other):
     assert webui.picture(prompt, **refine).pictures == plain.pictures
 
 
-def test_networks_act_on_the_refiners_unet_too_whichever_way_it_was_loaded(webui):
-    prompt = next(fresh)
-    first = {}
-    for limit in (1, 2):
-        webui.set_options(sd_checkpoints_limit=limit)
-        try:
-            first[limit] = webui.picture(f"{prompt} <lyco:B:1>", refiner_checkpoint=webui.own_config, refiner_switch_at=0.5)
-        finally:
-            webui.set_options(sd_checkpoints_limit=1)
-            webui.picture("", checkpoint=webui.base)
-    assert first[1].pictures == first[2].pictures
+@pytest.mark.parametrize("other", ["same_config", "own_config"])
+@pytest.mark.parametrize("limit", [1, 2])
+def test_networks_act_on_a_refiners_unet_whichever_way_it_was_loaded(webui, other, limit):
+    prompt, refiner = next(fresh), getattr(webui, other)
+    plain, alone = (webui.picture(f"{prompt} {tag}", checkpoint=refiner) for tag in ("", "<lyco:B:1>"))
+    webui.picture("", checkpoint=webui.base)
+    webui.set_options(sd_checkpoints_limit=limit)
+    try:
+        for _ in range(2):
+            refined = webui.picture(f"{prompt} <lyco:B:1>", refiner_checkpoint=refiner, refiner_switch_at=0)
+            assert distance(refined, alone) <= ROUNDING < CHANGED < distance(plain, alone)
+    finally:
+        webui.set_options(sd_checkpoints_limit=1)
+        webui.picture("", checkpoint=webui.base)
 
 
 def test_a_hires_checkpoint_gets_the_networks_and_is_left_clean(webui):

@@ -1,0 +1,5 @@
+"""What ends a sampling."""
+
+
+class InterruptedException(BaseException):
+    pass
