@@ -103,7 +103,7 @@ def _train(config: Any, backbone: Any, resume: bool, as_json: bool) -> None:
         saved = f"saved {path} after {result.steps} steps; go on with --resume" if path else "before the first step: nothing was saved"
         raise InterruptedWork(f"interrupted: {saved}")
     if not as_json:
-        _print(f"saved {path}: {result.steps} steps in {result.seconds:.0f} s; use it with <lyco:{config.output.name}:1> in a prompt")
+        _print(f"saved {path}: {result.steps} steps in {result.seconds:.0f} s; use it with <lyco:{result.path.stem}:1> in a prompt")
 
 
 def _json_lines() -> Callable[[Any], None]:

@@ -10,6 +10,7 @@ import pytest
 from lib_lycoris.cli import server
 from lib_lycoris.cli.workbench import Workbench
 from lib_lycoris.errors import LycoError
+from tests.ui.conftest import no_event_loop_stays_open  # noqa: F401 (a fixture that every test of this file uses)
 
 
 def test_a_taken_port_is_told_and_without_a_wish_the_next_one_is_used(monkeypatch):

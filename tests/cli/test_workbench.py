@@ -67,7 +67,7 @@ def test_while_a_training_runs_pictures_wait_or_are_refused(bench, captioned_pic
         state = bench.job.wait(120)
     assert state.phase == "stopped"
     # It was saved to a folder of its own, is found there, and its resumable state is not taken for a network.
-    assert bench.network_names() == ["long"]
+    assert bench.network_names() == [Path(state.path).stem]
     made = bench.generate({"prompt": f"a zorb {state.tag}", "steps": 1, "seed": 1})
     assert made["problems"] == []
 
