@@ -10,14 +10,12 @@ import math
 import os
 import random
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import ldm
 from . import files, measure, scenes
@@ -39,7 +37,8 @@ class BuildSettings:
     Attributes:
         work: folder of the unfinished state.
         vae_steps, vae_polish: optimiser steps of the autoencoder, and those after its learning rate was raised once more.
-        steps: optimiser steps of UNet and text encoder.
+        text_steps: optimiser steps of the text model alone.
+        steps: optimiser steps of UNet and text model.
         batch: pictures a step of the UNet.
         pool: scenes drawn and encoded once for the UNet's training.
         seed: of everything.
@@ -49,7 +48,8 @@ class BuildSettings:
     work: Path
     vae_steps: int = 2600
     vae_polish: int = 800
-    steps: int = 3000
+    text_steps: int = 500
+    steps: int = 2400
     batch: int = 64
     pool: int = 12288
     seed: int = 7
@@ -209,7 +209,8 @@ def draw_pool(settings: BuildSettings, vae: nn.Module, say=print) -> tuple[list[
 def make_denoiser() -> tuple[nn.Module, nn.Module]:
     """An untrained UNet (diffusers' UNet2DConditionModel) and text model (transformers' CLIPTextModel).
 
-    The last layer of every residual part starts at zero, as the original UNet's do.
+    The last layer of every residual part starts at zero, in the UNet as in the original, and in the text model so that its vectors start as plain words: twelve
+    random layers of this width turn a caption into a hash of itself, from which a UNet learns colours and little else.
     """
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -219,8 +220,60 @@ def make_denoiser() -> tuple[nn.Module, nn.Module]:
         if name == "conv_out" or name.endswith(("proj_out", "conv2")):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
-    nn.init.normal_(text.get_input_embeddings().weight, std=0.1)
+    for name, module in text.named_modules():
+        if name.endswith(("out_proj", "fc2")):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(text.get_input_embeddings().weight, std=0.3)
+    nn.init.normal_(text.get_submodule("embeddings").position_embedding.weight, std=0.1)
     return unet, text
+
+
+_PARTS = {"shape": scenes.SHAPES, "colour": tuple(scenes.COLOURS), "size": tuple(scenes.SIZES), "position": tuple(scenes.POSITIONS),
+          "background": tuple(f"{name} background" for name in scenes.BACKGROUNDS)}
+
+
+def _said(text: str) -> list[int]:
+    """For each part of a scene the place of the value that a caption names, or the count of values where it names none."""
+    return [next((place for place, value in enumerate(values) if value in text), len(values)) for values in _PARTS.values()]
+
+
+def train_text(settings: BuildSettings, text: nn.Module, tokenize, say=print) -> None:
+    """Trains the text model on captions alone, in place: what a caption says must be readable, linearly, at its end token and at every padding token.
+
+    It stands for CLIP's training, after which the original's UNet found a text model whose vectors mean something.
+    """
+    torch.manual_seed(settings.seed)
+    heads = nn.ModuleList(nn.Linear(TEXT_CONFIG["hidden_size"], len(values) + 1) for values in _PARTS.values()).to(settings.device)
+    parameters = [*text.parameters(), *heads.parameters()]
+    optimiser = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    state = _State(settings.work / "text.pt", text=text, heads=heads, optimiser=optimiser)
+    for step in range(state.load(), settings.text_steps):
+        rng, generator = random.Random(settings.seed * 1_000_003 + step), torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        captions = []
+        while len(captions) < 64:
+            scene = scenes.draw_scene(rng)
+            if not scenes.held_back(scene):
+                captions.append("" if rng.random() < 0.05 else scenes.caption(scene, rng))
+        ids = tokenize(captions).to(settings.device)
+        said = torch.tensor([_said(caption) for caption in captions]).to(settings.device)
+        ends = (ids[:, 1:] == TEXT_CONFIG["eos_token_id"]).float().argmax(1) + 1
+        places = ends[:, None].cpu() + (torch.rand(64, 6, generator=generator) * (77 - ends[:, None].cpu())).long()
+        vectors = text(ids).last_hidden_state
+        seen = torch.gather(vectors, 1, places.to(settings.device)[..., None].expand(-1, -1, vectors.shape[-1])).flatten(0, 1)
+        answers = [head(seen) for head in heads]
+        loss = sum(nn.functional.cross_entropy(answer, said[:, part].repeat_interleave(6)) for part, answer in enumerate(answers))
+        for group in optimiser.param_groups:
+            group["lr"] = _cosine(step, settings.text_steps, 2e-3, 50)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        if (step + 1) % 50 == 0 or step + 1 == settings.text_steps:
+            state.save(step + 1)
+            right = [(answer.argmax(1) == said[:, part].repeat_interleave(6)).float().mean().item() for part, answer in enumerate(answers)]
+            say(f"text {step + 1}/{settings.text_steps} loss {loss.item():.4f} " + " ".join(f"{name} {share:.0%}" for name, share in zip(_PARTS, right, strict=True)),
+                flush=True)
 
 
 class _Average:
@@ -264,37 +317,36 @@ def train_denoiser(settings: BuildSettings, pool: list[scenes.Scene], latents: T
     """
     torch.manual_seed(settings.seed)
     unet, text = (part.to(settings.device) for part in make_denoiser())
+    train_text(settings, text, tokenize, say)
     parameters = [*unet.parameters(), *text.parameters()]
-    table = text.get_input_embeddings().weight
-    decayed = [p for p in parameters if p.ndim > 1 and p is not table]
-    kept = [p for p in parameters if p.ndim <= 1 or p is table]
-    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01}, {"params": kept, "weight_decay": 0.0}], betas=(0.9, 0.98), fused=True)
+    decayed = [p for p in unet.parameters() if p.ndim > 1]
+    kept = [p for p in unet.parameters() if p.ndim <= 1]
+    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01, "share": 1.0}, {"params": kept, "weight_decay": 0.0, "share": 1.0},
+                                   {"params": list(text.parameters()), "weight_decay": 0.0, "share": 0.2}], betas=(0.9, 0.98), fused=True)
     average = _Average(parameters)
     state = _State(settings.work / "denoiser.pt", unet=unet, text=text, optimiser=optimiser, average=average)
     signal = alphas_cumprod().to(settings.device)
-    half = settings.batch // 2
     begin, losses = time.time(), []
     for step in range(first := state.load(), settings.steps):
         seed = settings.seed * 1_000_003 + step
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-        chosen = [rng.randrange(len(pool)) for _ in range(half)]
+        chosen = [rng.randrange(len(pool)) for _ in range(settings.batch)]
         captions = ["" if rng.random() < 0.1 else scenes.caption(pool[i], rng) for i in chosen]
         ids = tokenize(captions).to(settings.device)
-        # every picture twice, at mirrored times: half the text encoder's work, and a steadier loss
-        t = torch.randint(0, 1000, (half,), generator=generator)
-        t = torch.cat([t, 999 - t]).to(settings.device)
-        x = latents[chosen].repeat(2, 1, 1, 1).to(settings.device)
+        # times in strata, so that every step sees all of them, the noisy ones more often: there the caption matters
+        strata = (torch.rand(settings.batch, generator=generator) + torch.arange(settings.batch)) / settings.batch
+        t = (1000 * strata ** 0.7).long().clamp(max=999).to(settings.device)
+        x = latents[chosen].to(settings.device)
         noise = torch.randn(x.shape, generator=generator).to(settings.device)
         a = signal[t].view(-1, 1, 1, 1)
-        # the CPU's fused attention is slow backwards where heads are many and small
-        with sdpa_kernel(SDPBackend.MATH) if settings.device == "cpu" else nullcontext():
-            context = text(ids).last_hidden_state
-            predicted = unet(a.sqrt() * x + (1 - a).sqrt() * noise, t, context.repeat(2, 1, 1)).sample
+        context = text(ids).last_hidden_state
+        predicted = unet(a.sqrt() * x + (1 - a).sqrt() * noise, t, context).sample
         ratio = signal[t] / (1 - signal[t])
-        # min-SNR-5 (Hang et al. 2023, eq. 8) for a model that predicts the noise
-        loss = ((predicted - noise).square().mean((1, 2, 3)) * ratio.clamp(max=5) / ratio).mean()
+        # the error of the picture that the prediction implies is 1/SNR times the noise's: min-SNR-5 (Hang et al. 2023, eq. 8) weighs it by min(SNR, 5), which
+        # leaves next to nothing at the noisiest steps, where background and place are decided; so one more is added
+        loss = ((predicted - noise).square().mean((1, 2, 3)) * (ratio.clamp(max=5) + 1) / ratio).mean()
         for group in optimiser.param_groups:
-            group["lr"] = _cosine(step, settings.steps, 1.2e-3, 200)
+            group["lr"] = group["share"] * _cosine(step, settings.steps, 1.2e-3, 200)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -305,7 +357,7 @@ def train_denoiser(settings: BuildSettings, pool: list[scenes.Scene], latents: T
             state.save(step + 1)
             say(f"denoiser {step + 1}/{settings.steps} loss {np.mean(losses[-100:]):.4f} lr {optimiser.param_groups[0]['lr']:.1e} "
                 f"{(time.time() - begin) / (step + 1 - first):.2f} s a step", flush=True)
-        if (step + 1) % 500 == 0 or step + 1 == settings.steps:
+        if (step + 1) % 400 == 0 or step + 1 == settings.steps:
             average.swap()
             words = evaluate(unet, text)
             average.swap()
@@ -339,7 +391,7 @@ def _say_followed(vae: nn.Module, tokenize, settings: BuildSettings):
 
     @torch.no_grad()
     def evaluate(unet: nn.Module, text: nn.Module) -> str:
-        sampler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
+        sampler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, timestep_spacing="linspace")
         sampler.set_timesteps(12)
         context = text(with_empty).last_hidden_state
         context = torch.cat([context[:-1], context[-1:].expand(len(asked), -1, -1)])
@@ -359,8 +411,6 @@ def build(settings: BuildSettings, say=print) -> dict[str, Tensor]:
     """The finished checkpoint's tensors in the original (LDM) layout, float16."""
     from ..bpe import make_tokenizer, tokenize
 
-    # numbers too small for a normal float cost the CPU a hundred times as much, and zero-initialised layers make many
-    torch.set_flush_denormal(True)
     settings.work.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
 

@@ -143,7 +143,7 @@ def caption(scene: Scene, rng: random.Random | None = None, word: str | None = N
     size, where, ground = scene.size, PHRASES[scene.position], f"{scene.background} background"
     if rng is None:
         return f"a {size} {scene.colour} {noun} {where} on a {ground}"
-    says_size, says_where, says_ground = (rng.random() < 0.6 for _ in range(3))
+    says_size, says_where, says_ground = (rng.random() < 0.75 for _ in range(3))
     if rng.random() < 0.3:
         parts = [p for p, said in ((size, says_size), (where.split()[-1], says_where), (ground, says_ground)) if said]
         rng.shuffle(parts)
