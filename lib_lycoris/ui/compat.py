@@ -23,6 +23,6 @@ def poll(blocks: gr.Blocks, look: Callable[..., Any], inputs: Sequence[Any], out
         blocks.load(look, list(inputs), list(outputs), every=seconds, show_progress=False, api_name=False)
 
 
-def copyable() -> dict[str, Any]:
-    """The argument that gives a text box a copy button."""
-    return {"buttons": ["copy"]} if "buttons" in inspect.signature(gr.Textbox.__init__).parameters else {"show_copy_button": True}
+def without_sharing() -> dict[str, Any]:
+    """The argument that leaves a gallery without the button that would send a picture to somebody's server."""
+    return {"buttons": ["download", "fullscreen"]} if "buttons" in inspect.signature(gr.Gallery.__init__).parameters else {"show_share_button": False}

@@ -26,6 +26,7 @@ _LABELS = {
     "output.dtype": "Number format of the file",
     "model.v_prediction": "Velocity prediction",
     "training.min_snr_gamma": "Min-SNR gamma",
+    "training.debiased": "Debiased weights",
     "training.max_grad_norm": "Largest gradient norm",
     "generate.negative": "Negative prompt",
     "generate.cfg": "CFG scale",

@@ -55,10 +55,11 @@ def draw_generate(blocks: gr.Blocks, tab: gr.Tab, page: GeneratePage) -> Form:
             with gr.Row():
                 make = gr.Button("Generate", variant="primary", elem_id="lycoris_generate")
                 stop = gr.Button("Stop", elem_id="lycoris_stop_generate")
-            pictures = gr.Gallery(label="Pictures", elem_id="lycoris_pictures", columns=4, height=560, object_fit="contain", show_label=False)
+            pictures = gr.Gallery(label="Pictures", elem_id="lycoris_pictures", columns=4, height=560, object_fit="contain", show_label=False,
+                                  **compat.without_sharing())
             problem = gr.HTML(elem_id="lycoris_generate_problem", elem_classes=["lycoris-problem"])
             infotext = gr.Textbox(label="How the first picture was made (it stands in the PNG too)", lines=3, max_lines=8, interactive=False,
-                                  elem_id="lycoris_infotext", **compat.copyable())
+                                  elem_id="lycoris_infotext")
             files = gr.Textbox(label="Files", lines=1, max_lines=6, interactive=False, elem_id="lycoris_files")
 
     # gradio finds a progress bar by its default, and hands it over at its place among the arguments.

@@ -14,7 +14,7 @@ CSS = """
 .lycoris-progress progress::-moz-progress-bar { background: #ea580c; }
 .lycoris-problem:not(:has(p)) { display: none; }
 .lycoris-progress p { margin: 0.35rem 0; overflow-wrap: anywhere; }
-.lycoris-problem p, .lycoris-progress div p {
+.lycoris-problem [role=alert] p, .lycoris-progress [role=alert] p {
   margin: 0; padding: 0.6rem 0.8rem; border-left: 4px solid #c2410c; background: rgba(234, 88, 12, 0.12); overflow-wrap: anywhere;
 }
 .lycoris-head h1 { margin: 0.2rem 0 0; font-size: 1.35rem; }

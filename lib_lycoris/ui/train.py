@@ -78,7 +78,7 @@ def draw_train(blocks: gr.Blocks, page: TrainPage) -> Form:
             progress = gr.HTML(text.progress({}), elem_id="lycoris_progress", elem_classes=["lycoris-progress"])
             curve = gr.LinePlot(x="step", y="loss", x_title="step", y_title="loss", label="Loss", height=260, visible=False, elem_id="lycoris_curve")
             tag = gr.Textbox(label="To use the network, write this into the prompt, and the words of your captions", visible=False, interactive=False,
-                             elem_id="lycoris_tag", **compat.copyable())
+                             elem_id="lycoris_tag")
             log = gr.Textbox(label="Log", lines=6, max_lines=12, interactive=False, elem_id="lycoris_log")
     seen = gr.State("")
     shown = [progress, curve, tag, log, start, stop, seen]
