@@ -325,11 +325,11 @@ def prepare(folder: Path, base: str, name: str, holds: tuple[str, ...] = ()) -> 
         pip_install(python, HERE / "requirements" / f"{name}.txt", folder / "install.log")
     except SetupError:  # pip put things back as they were: what was whole before may be used on
         if not broken_packages(site_packages(folder)):
-            unfinished(folder).unlink()
+            unfinished(folder).unlink(missing_ok=True)
         raise
     for each in (name, *holds):
         stamp(folder, each).write_text(digest(requirements(each)) + "\n", encoding="utf-8")
-    unfinished(folder).unlink()
+    unfinished(folder).unlink(missing_ok=True)
     say(f"[3/3] {folder.name} is ready")
     return python
 
