@@ -15,8 +15,7 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from starlette.concurrency import run_in_threadpool
 
 from ..errors import BusyError, LycoError, UnknownNetworkError
-from ..training.config import Setting, settings
-from .schema import flat_schema, sections_schema
+from ..training.config import Setting, json_schema
 
 PREFIX = "/lycoris/v1"
 LARGEST_BODY = 1_000_000
@@ -66,10 +65,14 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
         )
 
     add("GET", "/networks", "The networks on disk", lambda: {"networks": list(callables.networks())})
-    add("POST", "/train", "Start a training; the body is a training config", callables.train, sections_schema(settings()))
+    add("POST", "/train", "Start a training; the body is a training config", callables.train, json_schema())
     add("GET", "/train", "The training that runs or ran last", callables.state)
     add("POST", "/train/stop", "Save and end the running training", callables.stop)
-    add("POST", "/generate", "Generate pictures", callables.generate, flat_schema(picture))
+    add("POST", "/generate", "Generate pictures", callables.generate, _picture_schema(picture))
+
+
+def _picture_schema(record: Sequence[Setting]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "properties": {setting.name: setting.json_schema() for setting in record}}
 
 
 def passwords(text: str) -> Callable[[str, str], bool]:

@@ -30,11 +30,8 @@ def test_defaults_and_ranges_are_the_records():
     assert (rank["type"], rank["minimum"], rank["maximum"], rank["default"]) == ("integer", record.minimum, record.maximum, record.default)
 
 
-def test_what_may_be_left_out_may_be_null():
-    steps = described()["properties"]["training"]["properties"]["steps"]
-    assert [option["type"] for option in steps["anyOf"]] == ["integer", "null"]
-
-
-def test_a_flat_record_has_its_names_on_top():
-    some = [setting for setting in settings() if setting.section == "output"]
-    assert set(flat_schema(some)["properties"]) == {setting.name for setting in some}
+def test_the_settings_of_a_picture_are_described_too():
+    app, some = fastapi.FastAPI(), [setting for setting in settings() if setting.section == "output"]
+    add_routes(app, Callables(list, generate=dict), picture=some)
+    body = app.openapi()["paths"]["/lycoris/v1/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert {name: schema["description"] for name, schema in body["properties"].items()} == {setting.name: setting.help for setting in some}
