@@ -7,7 +7,6 @@ import pytest
 fastapi = pytest.importorskip("fastapi")
 
 from lib_lycoris.api.routes import Callables, add_routes  # noqa: E402
-from lib_lycoris.api.schema import flat_schema  # noqa: E402
 from lib_lycoris.training.config import settings  # noqa: E402
 
 
