@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..errors import ConfigError
 from ..generation import Generation
@@ -25,12 +26,15 @@ from .generate import GenerateSettings, generate
 from .grid import make_grid
 from .world.dataset import concept_scenes, draw_dataset
 from .world.evaluate import Followed, draw_scenes
-from .world.scenes import CONCEPT_SHAPE, CONCEPT_WORD, draw_scene, held_back_scenes
+from .world.scenes import BACKGROUNDS, COLOURS, CONCEPT_SHAPE, CONCEPT_WORD, Scene, caption, draw_scene, held_back, held_back_scenes
 
 NAME = "lyco-demo"
 CONCEPT_PICTURES, CONCEPT_PROMPTS, KNOWN_PROMPTS = 8, 24, 24
-STEPS = 300
-"""Training steps unless asked otherwise; with eight pictures a step each of them is seen once a step."""
+CONCEPT_REPEATS, KNOWN_PICTURES = 6, 48
+"""The eight pictures count six times beside 48 that the checkpoint draws of what it knows, so that it is not forgotten (DreamBooth's prior preservation)."""
+STEPS = 600
+_SMALL = 128
+"""Up to this side in pixels a checkpoint is narrow and learns at rates that would ruin a full-size one."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,13 @@ class DemoResult:
     loss: tuple[float, float] | None = None
 
 
-def demo_config(images: Path, out: Path, side: int, steps: int) -> TrainConfig:
-    """The demo's training settings."""
+def demo_config(folders: Sequence[Path], out: Path, side: int, steps: int) -> TrainConfig:
+    """The demo's training settings for a checkpoint whose pictures have `side` pixels."""
+    rates = {"learning_rate": 1.5e-3, "text_encoder_learning_rate": 1e-3} if side <= _SMALL else {"learning_rate": 1e-4, "text_encoder_learning_rate": 5e-5}
     return TrainConfig.from_dict({
-        "data": {"folders": [str(images)], "resolution": side, "batch_size": 8 if side <= 128 else 1},
-        "network": {"kind": "locon", "rank": 8, "alpha": 8.0},
-        "training": {"steps": steps, "learning_rate": 1e-3, "text_encoder_learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": min(20, steps // 4),
-                     "seed": 1},
+        "data": {"folders": [str(folder) for folder in folders], "resolution": side, "batch_size": 8 if side <= _SMALL else 1},
+        "network": {"kind": "locon", "rank": 16, "alpha": 16.0},
+        "training": {"steps": steps, "schedule": "cosine", "warmup_steps": min(20, steps // 4), "debiased": True, "seed": 1, **rates},
         "output": {"name": NAME, "folder": str(out), "save_every": 0},
     })
 
@@ -70,7 +74,7 @@ def run_demo(checkpoint: Path | str | None = None, images: Path | str | None = N
     Args:
         checkpoint: a Stable Diffusion 1 file; None: the embedded one.
         images: a folder of captioned pictures; None: eight pictures of a shape that the embedded checkpoint never saw.
-        steps: of training.
+        steps: of training; None: as many as the figures of the last line want.
         out: folder for the network and the pictures; None: outputs.
         say: takes one line of text at a time.
         on_step: takes the trainer's StepReport after every step; None: `say` gets a line now and then.
@@ -83,12 +87,17 @@ def run_demo(checkpoint: Path | str | None = None, images: Path | str | None = N
     out = Path(out) if out is not None else Path("outputs")
     model = load_checkpoint(checkpoint)
     say(f"checkpoint {model.name}, {model.side} px, on {model.device}")
-    own = images is not None
-    folder = Path(images) if own else draw_dataset(out / "demo-pictures", CONCEPT_PICTURES, CONCEPT_SHAPE)
-    config = demo_config(folder, out, model.side, steps or STEPS)
+    measured = images is None and model.side <= _SMALL
+    concept = out / "demo-pictures" / f"{CONCEPT_REPEATS}_{CONCEPT_WORD}"
+    folders = [Path(images) if images is not None else draw_dataset(concept, CONCEPT_PICTURES, CONCEPT_SHAPE)]
+    read_dataset(demo_config(folders, out, model.side, 1).data)
+    if measured:
+        say(f"{KNOWN_PICTURES} pictures of what the checkpoint knows, drawn by itself, keep it from forgetting")
+        folders.append(_draw_known(model, out / "demo-pictures" / "1_known"))
+    config = demo_config(folders, out, model.side, steps or STEPS)
     dataset = read_dataset(config.data)
-    say(f"{len(dataset.pictures)} pictures in {folder}, the first: {dataset.pictures[0].caption!r}")
-    study = _OwnPictures(model, dataset, config, out) if own else _World(model, out)
+    say(f"{len(dataset.pictures)} pictures, the first: {dataset.pictures[0].caption!r}")
+    study = _World(model, out) if measured else _OwnPictures(model, dataset, config, out)
 
     say("before: " + study.look(""))
     result = train(config, StudioBackbone(model), on_step=on_step or _tell_now_and_then(say))
@@ -109,6 +118,17 @@ def _tell_now_and_then(say: Callable[[str], None], lines: int = 10) -> Callable[
     return on_step
 
 
+def _draw_known(model: StudioModel, folder: Path) -> Path:
+    """The folder with pictures that the model draws of scenes it knows, right or wrong, and their captions."""
+    rng = random.Random(3)
+    known = [scene for scene in (draw_scene(rng) for _ in range(2 * KNOWN_PICTURES)) if not held_back(scene)][:KNOWN_PICTURES]
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (scene, pixels) in enumerate(zip(known, draw_scenes(model, known, first_seed=5000).pictures, strict=True)):
+        Image.fromarray(pixels).save(folder / f"known-{i + 1:02}.png")
+        (folder / f"known-{i + 1:02}.txt").write_text(caption(scene) + "\n", encoding="utf-8")
+    return folder
+
+
 def _networks(model: StudioModel, folder: Path) -> Generation:
     return Generation(Catalogue([folder]), NetworkCache(1 << 28), Session(model.unet, [model.text_encoder]))
 
@@ -118,11 +138,11 @@ class _World:
 
     def __init__(self, model: StudioModel, out: Path):
         self.model, self.networks = model, _networks(model, out)
-        trained = {(s.colour, s.size, s.position, s.background) for s in concept_scenes(CONCEPT_PICTURES)}
-        rng = random.Random(77)
-        fresh = [scene for scene in (draw_scene(rng, CONCEPT_SHAPE) for _ in range(20 * CONCEPT_PROMPTS))
-                 if (scene.colour, scene.size, scene.position, scene.background) not in trained]
-        self.concept_scenes, self.known_scenes = fresh[:CONCEPT_PROMPTS], held_back_scenes(KNOWN_PROMPTS, seed=5)
+        trained = {(scene.colour, scene.size, scene.background) for scene in concept_scenes(CONCEPT_PICTURES)}
+        fresh = [Scene(CONCEPT_SHAPE, colour, size, "middle", ground) for colour in COLOURS for size in ("medium", "large") for ground in BACKGROUNDS
+                 if (colour, size, ground) not in trained]
+        self.concept_scenes = random.Random(77).sample(fresh, CONCEPT_PROMPTS)
+        self.known_scenes = held_back_scenes(KNOWN_PROMPTS, seed=5)
         self.concept: list[Followed] = []
         self.known: list[Followed] = []
 

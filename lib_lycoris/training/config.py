@@ -138,11 +138,16 @@ class TrainingSettings(Section):
     precision: str = setting("fp32", "What forward and backward pass compute in; what is trained stays fp32. fp16 needs a GPU.", choices=PRECISIONS)
     seed: int = setting(0, "The same seed and data give the same network, bit for bit on a CPU.", minimum=0, maximum=2**63 - 1)
     min_snr_gamma: float = setting(0.0, "Weigh the time steps by min-SNR with this gamma (5 is usual); 0 weighs all alike.", minimum=0, maximum=1000)
+    debiased: bool = setting(
+        False, "Weigh the noisy time steps, where shapes and layout are decided, higher (1/√SNR); learns a form in fewer steps. Not together with min-SNR."
+    )
     max_grad_norm: float = setting(1.0, "The gradient is scaled down to this norm; 0 leaves it as it is.", minimum=0, maximum=1e6)
 
     def _check_together(self) -> None:
         if self.steps is not None and self.epochs is not None:
             raise ConfigError(f"training.steps = {self.steps} and training.epochs = {self.epochs}: give one of the two")
+        if self.debiased and self.min_snr_gamma:
+            raise ConfigError(f"training.debiased = true and training.min_snr_gamma = {self.min_snr_gamma:g}: both weigh the time steps; give one of the two")
         if self.steps is not None and self.warmup_steps > self.steps:
             raise ConfigError(f"training.warmup_steps = {self.warmup_steps}: more than training.steps = {self.steps}; use fewer")
 

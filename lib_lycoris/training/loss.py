@@ -38,6 +38,17 @@ def min_snr_weight(alphas_cumprod: Tensor, gamma: float, prediction: str) -> Ten
     return snr.clamp(max=gamma) / (snr + 1)
 
 
+def debiased_weight(alphas_cumprod: Tensor, prediction: str) -> Tensor:
+    """Weight [B] of each sample: 1/√snr for ε, 1/(snr + 1) for v, so that the noisy time steps, where a picture's layout is decided, count more.
+
+    Where there is next to no signal, snr counts as 0.001, and where there is next to no noise as 1000.
+
+    Source: Yu et al. 2023, "Debias the Training of Diffusion Models", section 4; v as in kohya-ss/sd-scripts, library/custom_train_functions.py (formula).
+    """
+    snr = (alphas_cumprod / (1 - alphas_cumprod)).clamp(1e-3, 1e3)
+    return snr.rsqrt() if prediction == "eps" else 1 / (snr + 1)
+
+
 def weighted_loss(predicted: Tensor, wanted: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean over the batch of each sample's mean squared error (float32) times its weight [B]."""
     errors = (predicted.float() - wanted.float()).square().flatten(1).mean(1)

@@ -15,7 +15,7 @@ from .backbone import Backbone
 from .conditioning import autocast, make_captions
 from .config import TrainConfig
 from .draws import Draw, Order, draw
-from .loss import add_noise, min_snr_weight, target, weighted_loss
+from .loss import add_noise, debiased_weight, min_snr_weight, target, weighted_loss
 from .optimizers import make_optimizer
 from .schedules import rate_factor
 from .selection import Key
@@ -123,6 +123,8 @@ class Trainer:
             conditioning = self._captions.encode(["" if drawn.dropped else self._material.captions[drawn.sample] for drawn in draws])
             predicted = self._backbone.predict(add_noise(latents, noise, alphas), t, conditioning)
         weight = min_snr_weight(alphas, training.min_snr_gamma, self._prediction) if training.min_snr_gamma else None
+        if training.debiased:
+            weight = debiased_weight(alphas, self._prediction)
         return weighted_loss(predicted, target(latents, noise, alphas, self._prediction), weight)
 
     def _backward(self, loss: Tensor, step: int) -> None:

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from lib_lycoris.training.loss import add_noise, min_snr_weight, target, weighted_loss
+from lib_lycoris.errors import ConfigError
+from lib_lycoris.training.config import TrainConfig
+from lib_lycoris.training.loss import add_noise, debiased_weight, min_snr_weight, target, weighted_loss
 from lib_lycoris.training.progress import SmoothedLoss, StepReport, render_progress
 from lib_lycoris.training.schedules import rate_factor
 
@@ -61,3 +63,16 @@ def test_the_smoothed_loss_of_equal_losses_is_that_loss_from_the_first_step():
 def test_progress_is_one_line_with_loss_and_time_left():
     line = render_progress(StepReport(30, 120, 0.5, 0.125, 1e-4, 65, 7205))
     assert line == "[######------------------] 30/120 steps, loss 0.1250, 1:05 gone, 2:00:05 left"
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_debiased_weights_are_their_formula_and_finite_at_both_ends(prediction):
+    for weight, alpha in zip(debiased_weight(ALPHAS, prediction).tolist(), ALPHAS.tolist(), strict=True):
+        snr = min(max(alpha / (1 - alpha), 1e-3), 1e3)
+        assert weight == pytest.approx(snr ** -0.5 if prediction == "eps" else 1 / (snr + 1), rel=1e-5)
+    assert torch.isfinite(debiased_weight(torch.tensor([0.0, 1.0]), prediction)).all()
+
+
+def test_debiased_and_min_snr_together_are_refused():
+    with pytest.raises(ConfigError, match="give one of the two"):
+        TrainConfig.from_dict({"training": {"debiased": True, "min_snr_gamma": 5.0}})

@@ -272,8 +272,8 @@ def train_text(settings: BuildSettings, text: nn.Module, tokenize, say=print) ->
         if (step + 1) % 50 == 0 or step + 1 == settings.text_steps:
             state.save(step + 1)
             right = [(answer.argmax(1) == said[:, part].repeat_interleave(6)).float().mean().item() for part, answer in enumerate(answers)]
-            say(f"text {step + 1}/{settings.text_steps} loss {loss.item():.4f} " + " ".join(f"{name} {share:.0%}" for name, share in zip(_PARTS, right, strict=True)),
-                flush=True)
+            shares = " ".join(f"{name} {share:.0%}" for name, share in zip(_PARTS, right, strict=True))
+            say(f"text {step + 1}/{settings.text_steps} loss {loss.item():.4f} {shares}", flush=True)
 
 
 class _Average:

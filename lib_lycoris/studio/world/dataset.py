@@ -7,22 +7,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .scenes import CONCEPT_SHAPE, CONCEPT_WORD, Scene, caption, draw_scene, render
+from .scenes import BACKGROUNDS, COLOURS, CONCEPT_SHAPE, CONCEPT_WORD, Scene, caption, draw_scene, render
 
 
 def concept_scenes(count: int, seed: int = 0) -> list[Scene]:
-    """`count` scenes of the concept, as different from each other as its colours, sizes, places and backgrounds allow."""
+    """`count` scenes of the concept, large and in the middle as people photograph what is to be learned; no colour is on the same background twice."""
     rng = random.Random(seed)
-    drawn = [draw_scene(rng, CONCEPT_SHAPE) for _ in range(50 * count)]
-    chosen = [drawn.pop()]
-    while len(chosen) < count:
-        def news(scene: Scene) -> int:
-            """How many of a scene's parts no chosen scene has, and then how few share each."""
-            return -sum(sum(getattr(scene, part) == getattr(other, part) for part in ("colour", "size", "position", "background")) for other in chosen)
-
-        chosen.append(max(drawn, key=news))
-        drawn.remove(chosen[-1])
-    return chosen
+    colours, grounds = list(COLOURS), list(BACKGROUNDS)
+    rng.shuffle(colours)
+    rng.shuffle(grounds)
+    pairs = [(colours[i % len(colours)], grounds[(i + i // len(colours)) % len(grounds)]) for i in range(count)]
+    return [Scene(CONCEPT_SHAPE, colour, "large" if i % 2 else "medium", "middle", ground, tuple(rng.uniform(-0.015, 0.015) for _ in range(3)))
+            for i, (colour, ground) in enumerate(pairs)]
 
 
 def draw_dataset(folder: Path | str, count: int = 8, shape: str | None = None, word: str | None = None, seed: int = 0) -> Path:

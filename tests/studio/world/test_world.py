@@ -113,6 +113,7 @@ def test_a_drawn_dataset_has_a_caption_with_the_word_beside_every_picture(tmp_pa
         assert read_picture(np.array(Image.open(path))).shape == scenes.CONCEPT_SHAPE
 
 
-def test_eight_concept_scenes_show_every_colour_and_every_place():
+def test_eight_concept_scenes_show_every_colour_and_background_and_no_pair_twice():
     drawn = concept_scenes(8)
-    assert {scene.colour for scene in drawn} == set(scenes.COLOURS) and {scene.position for scene in drawn} == set(scenes.POSITIONS)
+    assert {scene.colour for scene in drawn} == set(scenes.COLOURS) and {scene.background for scene in drawn} == set(scenes.BACKGROUNDS)
+    assert len({(scene.colour, scene.background) for scene in drawn}) == 8
