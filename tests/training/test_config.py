@@ -43,10 +43,15 @@ def fits_together(sections):
     return network["kind"] == "locon" or (network["conv_rank"] is None and network["conv_alpha"] is None)
 
 
+def with_one_weighting(sections):
+    training = sections["training"]
+    return {**sections, "training": {**training, "debiased": training["debiased"] and not training["min_snr_gamma"]}}
+
+
 sections = st.fixed_dictionaries({
     section: st.fixed_dictionaries({item.name: values_of(item) for item in SETTINGS.values() if item.section == section})
     for section in {item.section for item in SETTINGS.values()}
-}).filter(fits_together)
+}).map(with_one_weighting).filter(fits_together)
 
 
 @given(sections)
