@@ -2,17 +2,23 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from PIL import Image
+from safetensors.torch import load_file
 
 import lib_lycoris
 from lib_lycoris.errors import DatasetError
+from lib_lycoris.files.spelling import normal_name
+from lib_lycoris.patching.targets import find_targets
+from lib_lycoris.studio.checkpoint import load_checkpoint
 from lib_lycoris.studio.demo import run_demo
 from lib_lycoris.studio.world.dataset import draw_dataset
 
@@ -45,6 +51,21 @@ def test_the_network_is_a_kohya_file_with_metadata_and_the_grid_a_picture(demo):
     assert network.metadata["ss_base_model_version"] == "sd_v1"
     grid = np.array(Image.open(result.pictures))
     assert grid.shape[1] > 1000 and grid.std() > 20
+
+
+def test_lycoris_reads_the_network_as_we_do(demo):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        modules = pytest.importorskip("lycoris.modules")
+    model = load_checkpoint()
+    targets = find_targets(model.unet, [model.text_encoder])
+    network, raw = lib_lycoris.open_network(demo[0].network), load_file(demo[0].network)
+    assert len(network.layers) > 300
+    for name, layer in network.layers.items():
+        module = targets[normal_name(name)].module
+        theirs = modules.make_module(*modules.get_module(raw, name), name, module).get_diff_weight(1.0)[0].float().reshape(module.weight.shape)
+        assert theirs.norm() > 0, name
+        torch.testing.assert_close(layer.delta(module.weight), theirs, rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_pictures_of_ones_own_are_told_by_their_loss(tmp_path):
