@@ -52,7 +52,7 @@ class StudioBackbone:
 
     @property
     def checkpoint_hash(self) -> str | None:
-        return self.model.hash
+        return self.model.sha256
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:

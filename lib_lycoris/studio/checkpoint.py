@@ -1,7 +1,6 @@
 """From a Stable Diffusion 1 checkpoint file to the modules that run it, without a request to anyone."""
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..files.hashes import file_hash
 from . import bpe, ldm
 from .checkpoint_kinds import refuse_other_kinds
 from .world import files as world
@@ -45,7 +45,7 @@ class StudioModel:
     latent_scale: float = LATENT_SCALE
     betas: tuple[float, float] = (0.00085, 0.012)
     side: int = 512
-    _hash: str | None = field(default=None, repr=False)
+    _sha256: str | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -53,15 +53,16 @@ class StudioModel:
         return self.path.stem
 
     @property
+    def sha256(self) -> str:
+        """The file's SHA-256; computed when first asked for."""
+        if self._sha256 is None:
+            self._sha256 = file_hash(self.path)
+        return self._sha256
+
+    @property
     def hash(self) -> str:
-        """The first ten digits of the file's SHA-256, as the WebUI writes it; computed when first asked for."""
-        if self._hash is None:
-            digest = hashlib.sha256()
-            with open(self.path, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            self._hash = digest.hexdigest()[:10]
-        return self._hash
+        """The first ten digits of the file's SHA-256, as the WebUI writes it."""
+        return self.sha256[:10]
 
     @property
     def device(self) -> torch.device:

@@ -95,7 +95,7 @@ def run_demo(checkpoint: Path | str | None = None, images: Path | str | None = N
     read_dataset(demo_config(folders, out, model.side, 1).data)
     if measured:
         say(f"{KNOWN_PICTURES} pictures of what the checkpoint knows, drawn by itself, keep it from forgetting")
-        folders.append(_draw_known(model, out / "demo-pictures" / "1_known"))
+        folders.append(_draw_known(model, out / "demo-pictures" / "known"))
     config = demo_config(folders, out, model.side, steps or STEPS)
     dataset = read_dataset(config.data)
     say(f"{len(dataset.pictures)} pictures, the first: {dataset.pictures[0].caption!r}")

@@ -16,7 +16,7 @@ def backbone(model):
 def test_it_fulfils_the_backbone_contract(backbone, model):
     assert isinstance(backbone, Backbone)
     assert backbone.alphas_cumprod.shape == (1000,) and backbone.alphas_cumprod.dtype == torch.float32
-    assert (backbone.base_model, backbone.prediction, backbone.checkpoint_name, backbone.checkpoint_hash) == ("sd_v1", "eps", "tiny", model.hash)
+    assert (backbone.base_model, backbone.prediction, backbone.checkpoint_name, backbone.checkpoint_hash) == ("sd_v1", "eps", "tiny", model.sha256)
 
 
 def test_the_prediction_can_be_said_and_the_model_stays_as_it_is(model):
