@@ -23,13 +23,12 @@ def write_networks(webui) -> None:
     (webui.networks / "broken.safetensors").write_bytes(whole[: len(whole) // 2])
 
 
-@pytest.fixture(scope="session")
-def real_webui(tmp_path_factory):
-    """One real WebUI with its full user interface, for all tests."""
+def start_real(folder: Path, port_offset: int = 0, flags: tuple[str, ...] = ()):
+    """A real WebUI with the networks, ended after the test; $LYCO_TEST_PORT is its port (7870), $LYCO_TEST_LOG a file for its output."""
     found = find_webui()
     if found is None:
         pytest.skip(UNSET)
-    webui = RealWebUI(*found, tmp_path_factory.mktemp("webui"), int(os.environ.get("LYCO_TEST_PORT", "7870")))
+    webui = RealWebUI(*found, folder, int(os.environ.get("LYCO_TEST_PORT", "7870")) + port_offset, flags)
     try:
         write_networks(webui)
         yield webui
@@ -37,7 +36,19 @@ def real_webui(tmp_path_factory):
         webui.close()
         kept = os.environ.get("LYCO_TEST_LOG")
         if kept:
-            Path(kept).write_text(webui.output())
+            Path(kept + (f".{port_offset}" if port_offset else "")).write_text(webui.output())
+
+
+@pytest.fixture(scope="session")
+def real_webui(tmp_path_factory):
+    """One real WebUI with its full user interface, for all tests."""
+    yield from start_real(tmp_path_factory.mktemp("webui"))
+
+
+@pytest.fixture
+def lowvram_webui(tmp_path):
+    """A headless one that moves each layer to the device only while it runs."""
+    yield from start_real(tmp_path, 1, ("--nowebui", "--lowvram"))
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,8 @@ class StandIn:
         import networks
         from modules import extra_networks, script_callbacks, sd_models, shared, tiny_model
 
-        self._builtin, self._extra_networks, self._callbacks, self._models, self._shared = networks, extra_networks, script_callbacks, sd_models, shared
+        self._builtin, self._extra_networks, self._callbacks = networks, extra_networks, script_callbacks
+        self._models, self._shared = sd_models, shared
         shared.models_path, networks.folder = str(folder), self.networks
         torch.manual_seed(0)
         first = tiny_model.TinyModel()
@@ -89,7 +90,8 @@ class StandIn:
     def model(self) -> dict[str, Any]:
         """What is on the model: hooks, the parameters' bits and identities."""
         bits, identity = self._probe.digest()
-        return {"hooks": self._probe.count_hooks(), "bits": bits, "identity": identity, "networks": sorted(self._extra_networks.extra_network_registry),
+        return {"hooks": self._probe.count_hooks(), "bits": bits, "identity": identity,
+                "networks": sorted(self._extra_networks.extra_network_registry),
                 "checkpoint": self._models.model_data.sd_model.sd_checkpoint_info.name}
 
     def empty_cond(self) -> bytes:
@@ -193,8 +195,8 @@ class StandIn:
 
 
 STEPS = 3
-DEFAULTS = {"seed": 1, "n_iter": 1, "batch_size": 1, "init": None, "checkpoint": None, "enable_hr": False, "hr_prompt": "", "hr_checkpoint_name": None,
-            "refiner_checkpoint": None, "refiner_switch_at": 0.5}
+DEFAULTS = {"seed": 1, "n_iter": 1, "batch_size": 1, "init": None, "checkpoint": None, "enable_hr": False, "hr_prompt": "",
+            "hr_checkpoint_name": None, "refiner_checkpoint": None, "refiner_switch_at": 0.5}
 
 
 def _run_script(path: Path) -> Any:

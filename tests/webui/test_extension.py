@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import urllib.error
 from pathlib import Path
 
 import pytest
 
 from .reply import distance
+from .test_pictures import HIRES, ROUNDING
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +50,34 @@ def test_the_networks_are_listed_for_those_who_have_the_credentials(real_webui):
 
 
 @pytest.mark.webui
+def test_an_interrupt_over_http_leaves_nothing_behind(real_webui):
+    base, whole = real_webui.picture("to be stopped"), real_webui.picture("to be stopped <lyco:A:1>", steps=300)
+    replies = []
+    thread = threading.Thread(target=lambda: replies.append(real_webui.picture("to be stopped <lyco:A:1>", steps=300)))
+    thread.start()
+    while real_webui.ask("/sdapi/v1/progress")["state"]["sampling_step"] < 5:
+        assert thread.is_alive()
+    real_webui.ask("/sdapi/v1/interrupt", {})
+    thread.join(600)
+    assert replies[0].pictures != whole.pictures
+    assert real_webui.model()["hooks"] == {}
+    assert real_webui.picture("to be stopped").pictures == base.pictures
+
+
+@pytest.mark.webui
+def test_layers_that_are_moved_to_the_device_only_while_they_run_take_networks(lowvram_webui):
+    webui = lowvram_webui
+    hires = HIRES | {"hr_prompt": "a shape <lyco:B:1>"}  # the host activates three times for it then
+    base, hooks = webui.picture("a shape"), webui.model()["hooks"]
+    changed, both = webui.picture("a shape <lyco:A:1>"), webui.picture("a shape <lyco:A:1> <lora:B:1>", **hires)
+    assert distance(base, changed) > ROUNDING
+    assert distance(changed, webui.picture("a shape <lora:A:1>")) <= ROUNDING
+    assert webui.picture("a shape <lyco:A:1> <lora:B:1>", **hires).pictures == both.pictures
+    assert webui.picture("a shape").pictures == base.pictures
+    assert webui.model()["hooks"] == hooks
+
+
+@pytest.mark.webui
 def test_the_start_prints_nothing_of_ours_and_no_error(real_webui):
     assert "lyco studio" not in real_webui.output().lower()
     assert "Error loading script" not in real_webui.output()
@@ -65,7 +95,8 @@ def run_script_with(tmp_path, *modules: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize(("modules", "name"), [(("modules_forge.forge",), "Forge"), (("modules.modeldata",), "SD.Next"), ((), "no modules.extra_networks")])
+@pytest.mark.parametrize(("modules", "name"), [(("modules_forge.forge",), "Forge"), (("modules.modeldata",), "SD.Next"),
+                                               ((), "no modules.extra_networks")])
 def test_another_host_is_told_in_one_line_what_is_supported(tmp_path, modules, name):
     done = run_script_with(tmp_path, *modules)
     assert done.returncode == 0 and not done.stderr
