@@ -64,7 +64,8 @@ def test_lycoris_reads_the_network_as_we_do(demo):
     for name, layer in network.layers.items():
         module = targets[normal_name(name)].module
         theirs = modules.make_module(*modules.get_module(raw, name), name, module).get_diff_weight(1.0)[0].float().reshape(module.weight.shape)
-        assert theirs.norm() > 0, name
+        # Where the picture is one latent cell wide (64 pixels at the middle block), attention has one key: queries and keys get no gradient but rounding's.
+        assert theirs.norm() > 0 or re.search(r"mid_block_attentions_0_.*_attn1_to_[qk]$", name), name
         torch.testing.assert_close(layer.delta(module.weight), theirs, rtol=1e-5, atol=1e-7, msg=name)
 
 
