@@ -10,16 +10,25 @@ from torch import Tensor
 from lib_lycoris.errors import NetworkFileError, shown
 from lib_lycoris.functional.finite import is_finite
 from lib_lycoris.networks import low_rank
+from lib_lycoris.networks.hints import NONE, Hints
 from lib_lycoris.networks.layer import Layer
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One row: a kind's name for users, the names of parameters of which any gives it away, and its builder (None: known, but not supported yet)."""
+    """One row of the table.
+
+    Attributes:
+        title: the kind's name for users.
+        marks: the names of parameters of which any gives it away.
+        build: from a layer's name, its tensors and hints to the layer; None: known, but not supported yet.
+        others: the names of its other parameters.
+    """
 
     title: str
     marks: tuple[str, ...]
-    build: Callable[[str, Mapping[str, Tensor]], Layer] | None = None
+    build: Callable[[str, Mapping[str, Tensor], Hints], Layer] | None = None
+    others: tuple[str, ...] = ()
 
 
 # The first row with a mark among a layer's parameters wins: a decomposition (DoRA) stands before what it decomposes, AdaLoRA's third factor before LoRA.
@@ -29,17 +38,17 @@ KINDS = (
     Kind("an embedding LoRA", ("lora_embedding_A", "lora_embedding_B")),
     Kind("a LoRA extracted with sparse values", ("bias_indices", "bias_values", "bias_size")),
     Kind("LoHa", ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")),
-    Kind("LoKr", ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")),
-    Kind("GLoRA", ("a1.weight", "a2.weight", "b1.weight", "b2.weight")),
+    Kind("LoKr", ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"), others=("lokr_t1",)),
+    Kind("GLoRA", ("a1.weight", "a2.weight", "b1.weight", "b2.weight"), others=("bm.weight",)),
     Kind("BOFT", ("boft_R", "boft_s")),
-    Kind("OFT", ("oft_blocks", "oft_diag", "oft_R.weight")),
+    Kind("OFT", ("oft_blocks", "oft_diag", "oft_R.weight"), others=("rescale", "oft_R.scaled_oft")),
     Kind("(IA)³", ("on_input", "ia3_l")),
     Kind("a norm network", ("w_norm", "b_norm")),
     Kind("a full difference", ("diff", "diff_b", "set_weight")),
-    Kind("LoRA", low_rank.NAMES[:4], low_rank.build),
+    Kind("LoRA", low_rank.MARKS, low_rank.build),
 )
 
-_PARAMETERS = {*low_rank.NAMES, *(mark for kind in KINDS for mark in kind.marks), "bm.weight", "rescale", "lokr_t1", "oft_R.scaled_oft"}
+_PARAMETERS = {"alpha", "scale", *(name for kind in KINDS for name in (*kind.marks, *kind.others))}
 
 
 def is_parameter(name: str) -> bool:
@@ -47,8 +56,8 @@ def is_parameter(name: str) -> bool:
     return name in _PARAMETERS
 
 
-def build_layer(name: str, tensors: Mapping[str, Tensor]) -> Layer:
-    """The layer that `tensors` (by parameter name, as kohya and LyCORIS spell it) describe; `name` is for messages alone.
+def build_layer(name: str, tensors: Mapping[str, Tensor], hints: Hints = NONE) -> Layer:
+    """The layer that `tensors` (by parameter name, as kohya and LyCORIS spell it) and `hints` describe; `name` is for messages alone.
 
     Raises:
         NetworkFileError: no kind has such parameters, the kind is not supported yet, values are not finite, or shapes don't fit each other.
@@ -62,7 +71,7 @@ def build_layer(name: str, tensors: Mapping[str, Tensor]) -> Layer:
             raise NetworkFileError(f"layer {shown(name)}: {parameter} has {tensor.numel()} values instead of one; the file is damaged, get it again")
         if not is_finite(tensor):
             raise NetworkFileError(f"layer {shown(name)}: {parameter} holds values that are not finite (NaN or infinite); train it again at a lower rate")
-    return kind.build(name, tensors)
+    return kind.build(name, tensors, hints)
 
 
 def _recognise(name: str, tensors: Mapping[str, Tensor]) -> Kind:

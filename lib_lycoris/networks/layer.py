@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
 
+from lib_lycoris.errors import ConfigError
+from lib_lycoris.networks.parts import base_of, bias_of, full_precision, output_with
+
 
 class Layer(Protocol):
-    """A network's part for one target. Scale (alpha/rank) is already in every number it gives; strength never is."""
+    """A network's part for one target. Scale (alpha/rank) is already in every number it gives; strength never is.
+
+    What is not abstract here has a right answer for every kind; a kind overrides it where it has a cheaper one.
+    """
 
     algorithm: str
+    weight_dependent: bool = False
+    """Whether ΔW is another one for another base weight; where not, `delta` reads only the weight's shape and device."""
 
+    @abstractmethod
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW float32 at strength 1 for the base `weight`, in its shape and on its device; `weight` is not changed.
 
@@ -20,17 +30,44 @@ class Layer(Protocol):
             NetworkFileError: the layer was made for a weight of another shape.
         """
 
-    def delta_bias(self, bias: Tensor | None) -> Tensor | None:
-        """The same for the base bias [O], or None when the layer leaves it alone."""
-
-    def delta_output(self, x: Tensor, module: nn.Module) -> Tensor:
-        """What ΔW (and the bias's delta) adds to the output of `module` for its input `x`, in x's dtype; a convolution's stride, padding, … are module's."""
-
+    @abstractmethod
     def fits(self, shape: Sequence[int]) -> bool:
-        """Whether `delta` can be given for a weight of this shape."""
+        """Whether `delta` can be given for a weight of this shape; no arithmetic on tensors."""
 
-    def factors(self) -> tuple[Tensor, Tensor] | None:
-        """Two float32 factors [O,R] and [R,I·K·K], scale inside, whose product is ΔW; None for a kind whose ΔW is no single product."""
-
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """The parameters as a file spells them: {"lora_up.weight": …, "alpha": …}; detached, on the layer's device, and of its dtype."""
+
+    def delta_bias(self, bias: Tensor | None) -> Tensor | None:
+        """The same for the base bias [O], or None when the layer leaves it alone."""
+        return None
+
+    def delta_output(self, x: Tensor, module: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """What ΔW (and the bias's delta) adds to the output of `module` for its input `x`, in x's dtype; a convolution's stride, padding, … are module's.
+
+        Args:
+            x: what `module` was called with.
+            module: the layer of the model.
+            weight: the base weight, where module's own holds other networks too; None: module's own.
+            bias: the base bias, likewise.
+        """
+        with full_precision(x):
+            delta = self.delta(base_of(module, weight, x, self.weight_dependent))
+            own = self.delta_bias(bias_of(module, bias, x))
+        return output_with(x, module, delta, own)
+
+    def add_to(self, total: Tensor, base: Tensor, strength: float) -> None:
+        """Adds strength · ΔW for the base weight `base` [O,…] to `total`, float32 or float64 of the same shape and on the same device, in place."""
+        total.add_(self.delta(base).to(total), alpha=strength)
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """Two float32 factors [O,R] and [R,I·K·K], scale inside, whose product is ΔW; None for a kind whose ΔW is no single product, or cheaper without."""
+        return None
+
+    def truncated(self, ranks: int) -> Layer:
+        """The layer of only the first `ranks` ranks (DyLoRA), its scale still alpha over the full rank; the tensors are shared.
+
+        Raises:
+            ConfigError: the kind has no ranks in an order of importance, or `ranks` is no whole number of at least 1.
+        """
+        raise ConfigError(f"a network of kind {self.algorithm} has no ranks to leave out; use dyn with LoRA, LoCon or DyLoRA files only")

@@ -6,17 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lib_lycoris.errors import ConfigError, NetworkFileError, shown
 from lib_lycoris.functional.low_rank import conv_output, linear_output, low_rank_delta, tucker_delta, tucker_output
+from lib_lycoris.networks import parts
+from lib_lycoris.networks.hints import Hints
+from lib_lycoris.networks.layer import Layer
 
-NAMES = ("lora_up.weight", "lora_down.weight", "lora_mid.weight", "lora_up.bias", "alpha", "scale")
+MARKS = ("lora_up.weight", "lora_down.weight", "lora_mid.weight", "lora_up.bias")
 
 
-class LowRankLayer(nn.Module):
+class LowRankLayer(nn.Module, Layer):
     """The low-rank difference of one linear layer or convolution, loaded or in training.
 
     Its parameters are `lora_down.weight` [R,I(,K,K)], `lora_up.weight` [O,R(,1,1)], and where a file has them `lora_mid.weight` [R,R,K,K]
@@ -30,9 +31,9 @@ class LowRankLayer(nn.Module):
         super().__init__()
         self.rank = down.shape[0]
         self.alpha = float(self.rank if alpha is None else alpha)
-        self.lora_down = _holder(weight=down)
-        self.lora_up = _holder(weight=up, bias=bias)
-        self.lora_mid = None if mid is None else _holder(weight=mid)
+        self.lora_down = parts.holder(weight=down)
+        self.lora_up = parts.holder(weight=up, bias=bias)
+        self.lora_mid = None if mid is None else parts.holder(weight=mid)
 
     @classmethod
     def create(cls, target: nn.Module | Sequence[int], rank: int, alpha: float | None = None, generator: torch.Generator | None = None) -> LowRankLayer:
@@ -49,13 +50,9 @@ class LowRankLayer(nn.Module):
 
         Source: Hu et al. 2021, "LoRA", section 4.1; the bound is Kaiming's uniform one with a = √5, as torch.nn.Linear has it.
         """
-        shape = tuple(target.weight.shape if isinstance(target, nn.Module) else target)
-        if len(shape) not in (2, 3, 4, 5):
-            raise ConfigError(f"a weight of shape {list(shape)} can't take a low-rank layer; it needs 2 dimensions, or 3 to 5 for a convolution")
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise ConfigError(f"network rank {shown(rank)} is not a whole number of at least 1")
-        if alpha is not None and not math.isfinite(alpha):
-            raise ConfigError(f"network alpha {alpha} is not a finite number; leave it out for scale 1")
+        shape = parts.target_shape(target)
+        parts.check_rank(rank)
+        parts.check_alpha(alpha)
         device = generator.device if generator is not None else None
         bound = 1 / math.sqrt(math.prod(shape[1:]))
         down = torch.empty(rank, *shape[1:], device=device).uniform_(-bound, bound, generator=generator)
@@ -68,7 +65,7 @@ class LowRankLayer(nn.Module):
         return self.alpha / self.rank
 
     def delta(self, weight: Tensor) -> Tensor:
-        self._check(weight.shape)
+        parts.check_fits(self, weight.shape, self._size())
         down, up = (part.weight.to(weight.device) for part in (self.lora_down, self.lora_up))
         if self.lora_mid is None:
             return low_rank_delta(self._scaled(up), down, weight.shape)
@@ -78,7 +75,7 @@ class LowRankLayer(nn.Module):
         own = self.lora_up.bias
         return None if own is None else self._scaled(own if bias is None else own.to(bias.device))
 
-    def delta_output(self, x: Tensor, module: nn.Module) -> Tensor:
+    def delta_output(self, x: Tensor, module: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         down = self.lora_down.weight.to(x)
         up = self._scaled(self.lora_up.weight).to(x)
         output = self._convolve(x, down, up, module) if isinstance(module, _ConvNd) else self._multiply(x, down.flatten(1), up.flatten(1))
@@ -97,19 +94,29 @@ class LowRankLayer(nn.Module):
             return None
         return self._scaled(self.lora_up.weight).flatten(1), self.lora_down.weight.float().flatten(1)
 
+    def add_to(self, total: Tensor, base: Tensor, strength: float) -> None:
+        factors = self.factors()
+        if factors is None:
+            return super().add_to(total, base, strength)
+        parts.check_fits(self, total.shape, self._size())
+        up, down = (factor.to(total) for factor in factors)
+        total.view(total.shape[0], -1).addmm_(up, down, alpha=strength)
+
+    def truncated(self, ranks: int) -> LowRankLayer:
+        parts.check_rank(ranks)
+        if ranks >= self.rank:
+            return self
+        down, up, mid = self.lora_down.weight[:ranks], self.lora_up.weight[:, :ranks], self.lora_mid
+        core = None if mid is None else mid.weight[:ranks, :ranks]
+        return LowRankLayer(down.detach(), up.detach(), self.scale * ranks, None if core is None else core.detach(), self.lora_up.bias)
+
     def tensors(self) -> dict[str, Tensor]:
-        named = {name: parameter.detach() for name, parameter in self.named_parameters()}
-        return {**named, "alpha": torch.tensor(self.alpha, dtype=torch.float32)}
+        return parts.stored(self, self.alpha)
 
     def _size(self) -> tuple[int, int]:
         """Rows and columns of ΔW: O, and I times the kernel."""
         kernel = 1 if self.lora_mid is None else self.lora_mid.weight[0, 0].numel()
         return self.lora_up.weight.shape[0], self.lora_down.weight[0].numel() * kernel
-
-    def _check(self, shape: Sequence[int]) -> None:
-        if not self.fits(shape):
-            size = " × ".join(map(str, self._size()))
-            raise NetworkFileError(f"a low-rank delta of {size} does not fit a weight of shape {list(shape)}: the network was made for another model")
 
     def _scaled(self, up: Tensor) -> Tensor:
         # in float32, before any cast to half: a small scale times a small value must not round away
@@ -121,7 +128,7 @@ class LowRankLayer(nn.Module):
 
     def _convolve(self, x: Tensor, down: Tensor, up: Tensor, module: nn.Module) -> Tensor:
         ones = (1,) * len(module.kernel_size)
-        x, padding = _pad(x, module)
+        x, padding = parts.pad(x, module)
         settings = (module.stride, padding, module.dilation, module.groups)
         up = up.reshape(*up.shape[:2], *ones)
         if self.lora_mid is not None:
@@ -130,55 +137,29 @@ class LowRankLayer(nn.Module):
         return conv_output(x, down.reshape(self.rank, -1, *module.kernel_size), up, *settings)
 
 
-def build(name: str, tensors: Mapping[str, Tensor]) -> LowRankLayer:
+def build(name: str, tensors: Mapping[str, Tensor], hints: Hints) -> LowRankLayer:
     """The layer that a file's tensors describe.
 
     Raises:
         NetworkFileError: half of it is missing, or the shapes don't fit each other.
     """
-    missing = [half for half in ("lora_up.weight", "lora_down.weight") if half not in tensors]
-    if missing:
-        raise NetworkFileError(f"layer {shown(name)} has {', '.join(map(shown, tensors))} without {missing[0]}: the file is incomplete; get it again")
+    for half in ("lora_up.weight", "lora_down.weight"):
+        if half not in tensors:
+            raise parts.incomplete(name, tensors, half)
     down, up, mid, bias = (tensors.get(part) for part in ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "lora_up.bias"))
     _check_shapes(name, down, up, mid, bias)
-    return LowRankLayer(down, up, _alpha(tensors, down.shape[0]), mid, bias)
-
-
-def _alpha(tensors: Mapping[str, Tensor], rank: int) -> float | None:
-    """alpha as the file stores it, which may be any dtype, 0-D or one element; a stored `scale` outranks it."""
-    if "scale" in tensors:
-        return tensors["scale"].double().item() * rank
-    return tensors["alpha"].double().item() if "alpha" in tensors else None
+    return LowRankLayer(down, up, parts.alpha_of(tensors, down.shape[0], hints), mid, bias)
 
 
 def _check_shapes(name: str, down: Tensor, up: Tensor, mid: Tensor | None, bias: Tensor | None) -> None:
-    shapes = f"down {list(down.shape)}, up {list(up.shape)}" + ("" if mid is None else f", mid {list(mid.shape)}")
-    for tensor in (down, up, *([] if mid is None else [mid])):
-        if not 2 <= tensor.ndim <= 5 or tensor.numel() == 0 or not tensor.is_floating_point():
-            raise _misfit(name, f"{shapes} ({tensor.dtype}): two or more dimensions of floating-point values are needed")
+    tensors = {"down": down, "up": up, "mid": mid}
+    shapes = parts.shapes_of(tensors)
+    parts.check_values(name, tensors)
+    parts.check_values(name, {"bias": bias}, (1,))
     ranks = (up[0].numel(), down.shape[0])
     if mid is None and ranks[0] != ranks[1]:
-        raise _misfit(name, f"{shapes}: the ranks {ranks[0]} and {ranks[1]} differ")
+        raise parts.misfit(name, f"{shapes}: the ranks {ranks[0]} and {ranks[1]} differ")
     if mid is not None and (tuple(mid.shape[:2]) != ranks or mid.ndim < 3 or down[0].numel() != down.shape[1]):
-        raise _misfit(name, f"{shapes}: the core does not fit between them")
+        raise parts.misfit(name, f"{shapes}: the core does not fit between them")
     if bias is not None and bias.shape != up.shape[:1]:
-        raise _misfit(name, f"bias {list(bias.shape)}, up {list(up.shape)}: the bias has another length")
-
-
-def _misfit(name: str, what: str) -> NetworkFileError:
-    return NetworkFileError(f"layer {shown(name)} has mismatched shapes, {what}; the file is damaged, get it again")
-
-
-def _holder(**tensors: Tensor | None) -> nn.Module:
-    """A module that holds these as parameters, so that their names read as in a file: lora_up.weight."""
-    holder = nn.Module()
-    for name, tensor in tensors.items():
-        holder.register_parameter(name, None if tensor is None else nn.Parameter(tensor, requires_grad=False))
-    return holder
-
-
-def _pad(x: Tensor, module: nn.Module) -> tuple[Tensor, object]:
-    # the WebUI's tiling option switches padding_mode of convolutions to "circular"
-    if module.padding_mode == "zeros":
-        return x, module.padding
-    return F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
+        raise parts.misfit(name, f"bias {list(bias.shape)}, up {list(up.shape)}: the bias has another length")
