@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from lib_lycoris.errors import ConfigError
+from lib_lycoris.prompt.schedule import as_schedule
 from lib_lycoris.studio.generate import GenerateSettings, generate
 
 SMALL = {"width": 64, "height": 64, "steps": 3, "seed": 5}
@@ -68,7 +69,7 @@ def test_every_setting_changes_the_picture(model, change):
 def test_networks_are_on_while_drawing_and_off_afterwards(model):
     plain, networks = picture(model), FakeNetworks(model)
     (changed,) = generate(model, GenerateSettings(prompt="a red circle<lyco:blob:0.5>", **SMALL), networks)
-    assert [(request.name, request.unet) for request in networks.requests] == [("blob", 0.5)]
+    assert [(request.name, request.unet) for request in networks.requests] == [("blob", as_schedule(0.5))]
     assert changed.problems == ("blob half fits",) and "<lyco:blob:0.5>" in changed.infotext
     assert not np.array_equal(plain.pixels, changed.pixels)
     assert networks.restored == 1 and np.array_equal(picture(model).pixels, plain.pixels)
