@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from lib_lycoris.prompt.request import TAGS
+from lib_lycoris.prompt.tag import join_quoted, quote, unquote
 
 _TAG = re.compile(r"<(\w+):([^>]+)>")
 
@@ -26,16 +27,16 @@ class Tag:
     @property
     def name(self) -> str:
         """The network's name."""
-        return self.items[0].strip()
+        return unquote(self.items[0])
 
     def renamed(self, name: str) -> Tag:
         """The same arguments for another network."""
-        return replace(self, items=(name, *self.items[1:]))
+        return replace(self, items=(written_name(name), *self.items[1:]))
 
     def with_strength(self, te: str | None = None, unet: str | None = None) -> Tag:
         """The tag with other strengths, each a number as text; what is None stays."""
         placed = [item for item in self.items[1:] if "=" not in item]
-        named = {key.strip(): value for key, _, value in (item.partition("=") for item in self.items[1:]) if _}
+        named = dict(item.partition("=")[::2] for item in self.items[1:] if "=" in item)
         old_te = named.pop("te", placed[0] if placed else "1")
         old_unet = named.pop("unet", placed[1] if len(placed) > 1 else old_te)
         if len(placed) > 2:
@@ -46,29 +47,38 @@ class Tag:
 
     def with_argument(self, key: str, value: str) -> Tag:
         """The tag with `key=value`, in place of an older one."""
-        kept = [item for item in self.items if item.partition("=")[0].strip() != key or "=" not in item]
-        return replace(self, items=(*kept, f"{key}={value}"))
+        kept = [item for item in self.items[1:] if "=" not in item or item.partition("=")[0].strip() != key]
+        return replace(self, items=(self.items[0], *kept, f"{key}={value}"))
 
     def __str__(self) -> str:
         return f"<{self.kind}:{':'.join(self.items)}>"
 
 
+def written_name(name: str) -> str:
+    """The name as it stands in a tag: between quotation marks where it would be cut apart otherwise."""
+    return quote(name) if ":" in name or name.startswith('"') or name != name.strip() else name
+
+
 def find_tags(text: str, kinds: Collection[str] = TAGS) -> list[Tag]:
     """The tags of these kinds, in order."""
-    return [Tag(found[1], tuple(found[2].split(":"))) for found in _TAG.finditer(text) if found[1] in kinds]
+    return [_tag(found) for found in _TAG.finditer(text) if found[1] in kinds]
 
 
-def change_tags(text: str, change: Callable[[Tag], Tag | None], kinds: Collection[str] = TAGS, count: int = 0) -> str:
-    """The text with each tag of these kinds as `change` gives it, None taking it out; `count` above 0: only the first so many."""
-    left = count or -1
+def change_tags(text: str, change: Callable[[Tag], Tag | None], kinds: Collection[str] = TAGS, first: bool = False) -> str:
+    """The text with each tag of these kinds, or only the first of them, as `change` gives it; None takes it out."""
+    done = False
 
     def put(found: re.Match[str]) -> str:
-        nonlocal left
-        if found[1] not in kinds or left == 0:
+        nonlocal done
+        if found[1] not in kinds or (first and done):
             return found[0]
-        left -= 1
-        old = Tag(found[1], tuple(found[2].split(":")))
+        done = True
+        old = _tag(found)
         new = change(old)
         return "" if new is None else found[0] if new == old else str(new)
 
     return _TAG.sub(put, text)
+
+
+def _tag(found: re.Match[str]) -> Tag:
+    return Tag(found[1], tuple(join_quoted(found[2].split(":"))))
