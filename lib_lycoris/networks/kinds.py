@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lib_lycoris.errors import NetworkFileError, shown
 from lib_lycoris.functional.finite import is_finite
-from lib_lycoris.networks import low_rank
+from lib_lycoris.networks import embedding, full, loha, lokr, low_rank, norm, sparse
 from lib_lycoris.networks.hints import NONE, Hints
 from lib_lycoris.networks.layer import Layer
 
@@ -35,16 +35,16 @@ class Kind:
 KINDS = (
     Kind("DoRA", ("dora_scale", "lora_magnitude_vector")),
     Kind("AdaLoRA", ("lora_E", "ranknum")),
-    Kind("an embedding LoRA", ("lora_embedding_A", "lora_embedding_B")),
-    Kind("a LoRA extracted with sparse values", ("bias_indices", "bias_values", "bias_size")),
-    Kind("LoHa", ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")),
-    Kind("LoKr", ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"), others=("lokr_t1",)),
+    Kind("an embedding LoRA", embedding.MARKS, embedding.build),
+    Kind("a LoRA extracted with sparse values", sparse.MARKS, sparse.build),
+    Kind("LoHa", loha.MARKS, loha.build),
+    Kind("LoKr", lokr.MARKS, lokr.build, ("lokr_t1",)),
     Kind("GLoRA", ("a1.weight", "a2.weight", "b1.weight", "b2.weight"), others=("bm.weight",)),
     Kind("BOFT", ("boft_R", "boft_s")),
     Kind("OFT", ("oft_blocks", "oft_diag", "oft_R.weight"), others=("rescale", "oft_R.scaled_oft")),
     Kind("(IA)³", ("on_input", "ia3_l")),
-    Kind("a norm network", ("w_norm", "b_norm")),
-    Kind("a full difference", ("diff", "diff_b", "set_weight")),
+    Kind("a norm network", norm.MARKS, norm.build),
+    Kind("a full difference", full.MARKS, full.build),
     Kind("LoRA", low_rank.MARKS, low_rank.build),
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from lib_lycoris.errors import ConfigError, NetworkFileError, shown
 from lib_lycoris.networks.hints import Hints
 
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+_BLOCK = 1 << 17  # values
 _AUTOCASTS = ("cpu", "cuda", "xpu")
 
 
@@ -41,7 +42,9 @@ def alpha_of(tensors: Mapping[str, Tensor], rank: int, hints: Hints) -> float | 
     """alpha, so that alpha / rank is the scale: the file's `scale`, else its `alpha` (any dtype, 0-D or one element), else the config's; None: scale 1."""
     if "scale" in tensors:
         return tensors["scale"].double().item() * rank
-    return tensors["alpha"].double().item() if "alpha" in tensors else hints.alpha
+    if "alpha" in tensors:
+        return tensors["alpha"].double().item()
+    return hints.scale * rank if hints.alpha is None and hints.scale is not None else hints.alpha
 
 
 def misfit(name: str, what: str) -> NetworkFileError:
@@ -105,6 +108,22 @@ def weight_shape(module: nn.Module) -> tuple[int, ...]:
     if isinstance(module, _ConvNd) and not module.transposed:
         return module.out_channels, module.in_channels // module.groups, *module.kernel_size
     return tuple(module.weight.shape)
+
+
+def row_blocks(total: Tensor) -> Iterator[slice]:
+    """Slices of the rows of `total`, one after another, so that a few temporary tensors of a block's size stay in the processor's cache; all rows on a GPU."""
+    rows = total.shape[0]
+    step = rows if total.device.type != "cpu" else max(1, _BLOCK // max(1, total.numel() // rows))
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def add_blocks(total: Tensor, delta: Tensor, strength: float) -> None:
+    """Adds strength · delta to `total` of the same shape in place, without a copy of the whole `delta` in total's dtype."""
+    if delta.dtype == total.dtype and delta.device == total.device:
+        total.add_(delta, alpha=strength)
+        return
+    for rows in row_blocks(total):
+        total[rows].add_(delta[rows].to(total), alpha=strength)
 
 
 def base_of(module: nn.Module, weight: Tensor | None, x: Tensor, dependent: bool) -> Tensor:
