@@ -42,6 +42,11 @@ def loaded_model() -> Any | None:
     return sd_models.model_data.sd_model
 
 
+def loaded_checkpoint() -> Any:
+    """The host's description of the checkpoint that is loaded, or None; two equal ones are the same file."""
+    return getattr(loaded_model(), "sd_checkpoint_info", None)
+
+
 def trees_of(model: Any) -> Trees:
     """The trees of a loaded model: SD 1.x, SD 2.x, SDXL and its refiner.
 
@@ -145,6 +150,27 @@ def make_settle() -> Callable[[nn.Module], Hashable] | None:
         return getattr(module, "network_current_names", ())
 
     return settle
+
+
+def make_base() -> Callable[[nn.Module], dict[str, torch.Tensor] | None] | None:
+    """The function that gives a layer's tensors as they are without the built-in extension's networks; None where it isn't active.
+
+    It keeps them in a backup for as long as its networks are merged; without a backup, or where what was merged is nothing, the layer's own are the
+    ones. Valid after `settle`.
+    """
+    if make_settle() is None:
+        return None
+
+    def base(module: nn.Module) -> dict[str, torch.Tensor] | None:
+        kept = getattr(module, "network_weights_backup", None)
+        if kept is None or not getattr(module, "network_current_names", ()):
+            return None
+        names = ("in_proj_weight", "out_proj.weight", "out_proj.bias") if isinstance(module, nn.MultiheadAttention) else ("weight", "bias")
+        weights = kept if isinstance(kept, tuple) else (kept,)
+        found = dict(zip(names, (*weights, getattr(module, "network_bias_backup", None)), strict=True))
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    return base
 
 
 def modified(path: Path) -> tuple[int, int] | None:
