@@ -39,7 +39,7 @@ def rank_for_energy(values: Tensor, energy: float, total: float | None = None) -
     """How many leading parts have at least the share `energy` (0..1) of the whole energy `total` (None: that of all `values`); 0 for a matrix of zeros."""
     squares = values.double().square()
     total = squares.sum().item() if total is None else total
-    if total <= 0:
+    if total <= 0:  # also where there is no value at all
         return 0
     # a share of 1 asks for everything that rounding leaves: the last digits of the sums must not ask for a part more
     enough = torch.nonzero(squares.cumsum(0) >= energy * total * (1 - 1e-12))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,20 +12,22 @@ from torch import Tensor
 
 from lib_lycoris.errors import ConfigError, NetworkFileError, shown
 from lib_lycoris.files.safetensors import write_tensors
+from lib_lycoris.networks.dora import DecomposedLayer
 from lib_lycoris.networks.layer import Layer
 from lib_lycoris.tools import peft_folder
 from lib_lycoris.tools.facts import carried_metadata, check_not_source, fitted, network_facts, single_file, write_network
 from lib_lycoris.tools.low_rank import like_tensor, low_rank_parts, module_shaped, own_factors
 from lib_lycoris.tools.names import Key, dotted_name
-from lib_lycoris.tools.products import capped, dense_delta, exact_product, layer_kind, needs_base
+from lib_lycoris.tools.products import capped, dense_delta, exact_product, layer_kind, needs_base, only_bias
 from lib_lycoris.tools.source import find_base_model, layers_by_target, open_source, own_dtype
 
 FORMATS = ("kohya", "diffusers", "peft", "locon")
 OnStep = Callable[[int, int], None]
 """Called with how many layers are done, and of how many."""
 
+_PLAIN = {"lora_up.weight", "lora_down.weight", "lora_up.bias", "alpha", "scale"}
 # Parameters that only PEFT's own loader knows.
-_PEFT_ONLY = ("lora_E", "ia3_l", "oft_R.weight", "boft_R", "lora_magnitude_vector", "lora_embedding_A")
+_PEFT_ONLY = ("lora_E", "ia3_l", "oft_R.weight", "boft_R", "lora_embedding_A")
 _DIFFUSERS_COMPONENTS = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
 
 
@@ -95,9 +97,13 @@ def _to_kohya(out: Path, task: _Task) -> Converted:
 
 def _kohya_parts(key: Key, layer: Layer) -> dict[str, Tensor]:
     parts = dict(layer.tensors())
+    magnitude = parts.pop("lora_magnitude_vector", None)
+    if magnitude is not None:  # [O,1,…] says that the lengths are those of rows
+        weight = next((tensor for tensor in parts.values() if tensor.ndim > 1), magnitude)
+        parts["dora_scale"] = magnitude.reshape(-1, *(1 for _ in weight.shape[1:]))
     odd = next((name for name in _PEFT_ONLY if name in parts), None)
     if odd is not None:
-        advice = "use --to locon, which is exact" if not getattr(layer, "weight_dependent", False) else "keep it in PEFT's form, which <lyco:…> reads"
+        advice = "keep it in PEFT's form, which <lyco:…> reads" if getattr(layer, "weight_dependent", False) else "use --to locon, which is exact"
         raise NetworkFileError(f"layer {shown(key[1])} is {layer_kind(layer)} in PEFT's form ({odd}), which kohya's has no names for: {advice}")
     return parts
 
@@ -107,8 +113,7 @@ def _to_locon(out: Path, task: _Task) -> Converted:
     for key, layer in task.steps():
         if getattr(layer, "weight_dependent", False):
             raise needs_base(layer, key[1])
-        own = own_factors(layer) if layer.algorithm == "lora" and "lora_mid.weight" not in layer.tensors() else None
-        if own is not None:  # it is low-rank already
+        if set(layer.tensors()) <= _PLAIN or only_bias(layer):  # it is low-rank already, or has no ranks
             layers[key] = dict(layer.tensors())
             continue
         product = exact_product(layer)
@@ -117,7 +122,9 @@ def _to_locon(out: Path, task: _Task) -> Converted:
             if delta.ndim < 2:  # a norm's weight, which has no rank
                 layers[key] = dict(layer.tensors())
                 continue
-            product = capped((torch.eye(delta.shape[0]), delta.flatten(1)))
+            product = (torch.eye(delta.shape[0]), delta.flatten(1))
+        if product[0].shape[1] == 0:  # AdaLoRA may have pruned all of it
+            continue
         short = capped(product)
         long += short is not product
         layers[key] = low_rank_parts(key, short, task.base_model, task.dtype, True, like_tensor(layer), layer.delta_bias(None))
@@ -131,17 +138,16 @@ def _to_locon(out: Path, task: _Task) -> Converted:
 def _to_diffusers(out: Path, task: _Task) -> Converted:
     tensors: dict[str, Tensor] = {}
     grown = 0
-    for key, layer in task.steps():
-        up, down, scale, bias = _held(layer, key, "diffusers'")
+    for key, adapter in _adapters(task, "diffusers'"):
         start = f"{_component(key)}.{dotted_name(key[1])}"
         # Loaders of this spelling take scale 1 for granted, so that the scale goes into a factor; in float32 where the file's dtype would round the result.
-        scaled = up.float() * scale
-        up_small = up if scale == 1 else fitted(scaled, up.dtype, True)
-        grown += up_small.dtype != up.dtype
-        up_small, down = module_shaped(key, up_small.flatten(1), down.flatten(1), task.base_model, down)
-        tensors.update({f"{start}.lora_A.weight": down.contiguous(), f"{start}.lora_B.weight": up_small.contiguous()})
-        if bias is not None:
-            tensors[f"{start}.lora_B.bias"] = bias
+        up = adapter.b if adapter.scale == 1 else fitted(adapter.b.float() * adapter.scale, adapter.b.dtype, True)
+        grown += up.dtype != adapter.b.dtype
+        tensors.update({f"{start}.lora_A.weight": adapter.a, f"{start}.lora_B.weight": up})
+        if adapter.bias is not None:
+            tensors[f"{start}.lora_B.bias"] = adapter.bias
+        if adapter.magnitude is not None:
+            tensors[f"{start}.lora_magnitude_vector"] = adapter.magnitude
     write_tensors(out, tensors, {"format": "pt", **task.metadata})
     converted = Converted(out, len(task.layers), out.stat().st_size)
     if grown:
@@ -151,23 +157,36 @@ def _to_diffusers(out: Path, task: _Task) -> Converted:
 
 def _to_peft(out: Path, task: _Task) -> Converted:
     parts: dict[str, dict[str, peft_folder.Adapter]] = {}
+    for key, adapter in _adapters(task, "PEFT's"):
+        parts.setdefault(_component(key), {})[dotted_name(key[1])] = adapter
+    return Converted(out, len(task.layers), peft_folder.write(out, parts, task.metadata))
+
+
+def _adapters(task: _Task, format_name: str) -> Iterator[tuple[Key, peft_folder.Adapter]]:
+    """Each layer as PEFT's modules hold it.
+
+    Raises:
+        NetworkFileError: the form has no place for a layer's kind.
+    """
+    decomposed = {key: isinstance(layer, DecomposedLayer) for key, layer in task.layers.items()}
+    if len(set(decomposed.values())) > 1:
+        plain = next(key[1] for key, value in decomposed.items() if not value)
+        raise NetworkFileError(f"layer {shown(plain)} is no DoRA while others are: {format_name} form has all or none; --to kohya keeps them")
     for key, layer in task.steps():
-        up, down, scale, bias = _held(layer, key, "PEFT's")
-        up, down = module_shaped(key, up.flatten(1), down.flatten(1), task.base_model, down)
-        parts.setdefault(_component(key), {})[dotted_name(key[1])] = peft_folder.Adapter(down.contiguous(), up.contiguous(), scale, bias)
-    size = peft_folder.write(out, parts, task.metadata)
-    return Converted(out, len(task.layers), size)
+        own = own_factors(layer)
+        if own is None:
+            raise NetworkFileError(f"layer {shown(key[1])} is {layer_kind(layer)}, which {format_name} low-rank form can't hold: {_advice(layer)}")
+        up, down = module_shaped(key, own.up.flatten(1), own.down.flatten(1), task.base_model, own.down)
+        if down.shape[0] == 0:
+            continue
+        magnitude = own.magnitude if own.magnitude is None or down.ndim == 2 else own.magnitude.reshape(1, -1, *(1 for _ in down.shape[2:]))
+        yield key, peft_folder.Adapter(down.contiguous(), up.contiguous(), own.scale, own.bias, magnitude)
 
 
-def _held(layer: Layer, key: Key, format_name: str) -> tuple[Tensor, Tensor, float, Tensor | None]:
+def _advice(layer: Layer) -> str:
     if getattr(layer, "weight_dependent", False):
-        advice = "merge it into a checkpoint with 'merge --checkpoint'"
-        raise NetworkFileError(f"layer {shown(key[1])} is {layer_kind(layer)}, which {format_name} low-rank form can't hold: {advice}")
-    own = own_factors(layer)
-    if own is None:
-        advice = "convert it --to locon first, which is exact" if exact_product(layer) is not None else "--to kohya keeps it"
-        raise NetworkFileError(f"layer {shown(key[1])} is {layer_kind(layer)}, which {format_name} low-rank form can't hold: {advice}")
-    return own
+        return "--to kohya, or merge it into a checkpoint with 'merge --checkpoint'"
+    return "convert it --to locon first, which is exact" if exact_product(layer) is not None else "--to kohya keeps it"
 
 
 def _component(key: Key) -> str:

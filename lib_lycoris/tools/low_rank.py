@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
+from lib_lycoris.networks.dora import DecomposedLayer
 from lib_lycoris.networks.layer import Layer
 from lib_lycoris.tools.facts import fitted
 from lib_lycoris.tools.names import Key, is_convolution, kernel_side
@@ -43,20 +46,35 @@ def low_rank_parts(key: Key, product: Product, base_model: str | None, dtype: to
     return parts
 
 
-def own_factors(layer: Layer) -> tuple[Tensor, Tensor, float, Tensor | None] | None:
-    """(up, down, scale, bias) of a low-rank layer; None for other kinds.
+@dataclass(frozen=True)
+class Factors:
+    """A low-rank layer taken apart: up [O,R,…], down [R,I,…], scale, what is added to the bias [O], and DoRA's length of each row [O]."""
+
+    up: Tensor
+    down: Tensor
+    scale: float
+    bias: Tensor | None = None
+    magnitude: Tensor | None = None
+
+
+def own_factors(layer: Layer) -> Factors | None:
+    """The factors of a low-rank layer, DoRA around it or not; None for other kinds, and for DoRA over columns.
 
     Plain LoRA gives the tensors as the file has them; a Tucker core or AdaLoRA's diagonal is multiplied in, with scale 1.
     """
+    if isinstance(layer, DecomposedLayer):
+        inner, parts = own_factors(layer.inner), layer.tensors()
+        magnitude = parts.get("lora_magnitude_vector", parts.get("dora_scale"))
+        by_column = "dora_scale" in parts and magnitude.ndim > 1 and magnitude.shape[0] == 1
+        return None if inner is None or by_column or magnitude.numel() != inner.up.shape[0] else replace(inner, magnitude=magnitude.flatten())
     if getattr(layer, "weight_dependent", False):
         return None
-    parts = layer.tensors()
-    bias = layer.delta_bias(None)
+    parts, bias = layer.tensors(), layer.delta_bias(None)
     if layer.algorithm == "lora" and set(parts) - {"lora_up.bias", "alpha", "scale"} == {"lora_up.weight", "lora_down.weight"}:
-        return parts["lora_up.weight"], parts["lora_down.weight"], layer.scale, bias
+        return Factors(parts["lora_up.weight"], parts["lora_down.weight"], layer.scale, bias)
     if layer.algorithm not in ("lora", "adalora") or (product := exact_product(layer)) is None:
         return None
-    return *product, 1.0, bias
+    return Factors(*product, 1.0, bias)
 
 
 def like_tensor(layer: Layer) -> Tensor | None:

@@ -19,7 +19,7 @@ from lib_lycoris.networks.network import Network
 from lib_lycoris.tools.facts import RECIPE, common_metadata, fitted, network_facts, single_file, write_network
 from lib_lycoris.tools.low_rank import like_tensor, low_rank_parts
 from lib_lycoris.tools.names import Key
-from lib_lycoris.tools.products import capped, dense_delta, exact_product, needs_base
+from lib_lycoris.tools.products import capped, dense_delta, exact_product, needs_base, only_bias
 from lib_lycoris.tools.source import find_base_model, layers_by_target, open_source, own_dtype
 from lib_lycoris.tools.truncate import Keep, Kept, truncated
 
@@ -128,15 +128,20 @@ def _sum(key: Key, summands: Sequence[tuple[Layer, float]], keep: Keep | None, k
     for layer, _ in summands:
         if getattr(layer, "weight_dependent", False):
             raise needs_base(layer, key[1])
-    if not summands:
-        return None
     bias = _sum_bias(summands)
+    with_weight = [pair for pair in summands if not only_bias(pair[0])]
+    if not with_weight:
+        name = "b_norm" if any("b_norm" in layer.tensors() for layer, _ in summands) else "diff_b"
+        return None if bias is None else {name: bias}
+    summands = with_weight
     products = [exact_product(layer) for layer, _ in summands]
     like = next((tensor for layer, _ in summands if (tensor := like_tensor(layer)) is not None), None)
     if any(product is None for product in products):
         return _sum_dense(key, summands, keep, kept, form, like, bias)
     up = torch.cat([product[0] * strength for product, (_, strength) in zip(products, summands, strict=True)], dim=1)
     down = torch.cat([product[1] for product in products])
+    if down.shape[0] == 0:
+        return None
     if keep is None:
         return low_rank_parts(key, capped((up, down)), form.base_model, form.dtype, form.exact, like, bias)
     product = truncated(*product_svd(up, down), keep, kept)

@@ -24,12 +24,13 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class Adapter:
-    """One module's LoRA as PEFT holds it: A [R,I,…], B [O,R,…], scale (alpha/R), and a bias [O] that is added unscaled."""
+    """One module's LoRA as PEFT holds it: A [R,I,…], B [O,R,…], scale (alpha/R), a bias [O] that is added unscaled, and DoRA's magnitude [O] or [1,O,1,1]."""
 
     a: Tensor
     b: Tensor
     scale: float
     bias: Tensor | None = None
+    magnitude: Tensor | None = None
 
 
 def checked_folder(out: Path) -> Path:
@@ -75,6 +76,8 @@ def _tensors(component: str, adapters: Mapping[str, Adapter]) -> dict[str, Tenso
     for name, adapter in adapters.items():
         start = f"base_model.model.{_own_name(component, name)}"
         tensors.update({f"{start}.lora_A.weight": adapter.a, f"{start}.lora_B.weight": adapter.b})
+        if adapter.magnitude is not None:
+            tensors[f"{start}.lora_magnitude_vector"] = adapter.magnitude
         if biased:
             tensors[f"{start}.lora_B.bias"] = torch.zeros(adapter.b.shape[0]) if adapter.bias is None else adapter.bias / (adapter.scale or 1.0)
     return tensors
@@ -86,7 +89,8 @@ def _config(component: str, adapters: Mapping[str, Adapter]) -> dict[str, object
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {
         "peft_type": "LORA", "task_type": None, "inference_mode": True, "base_model_name_or_path": None, "bias": "none", "fan_in_fan_out": False,
-        "r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "target_modules": sorted(ranks), "init_lora_weights": True, "use_rslora": False, "use_dora": False,
+        "r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "target_modules": sorted(ranks), "init_lora_weights": True, "use_rslora": False,
+        "use_dora": any(adapter.magnitude is not None for adapter in adapters.values()),
         "lora_bias": any(adapter.bias is not None for adapter in adapters.values()),
         # "^": only this very module, not others whose names end so
         "rank_pattern": {f"^{name}": value for name, value in ranks.items() if value != rank},

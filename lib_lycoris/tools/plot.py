@@ -78,14 +78,16 @@ def _draw_norms(axes, norms: Mapping[str, float | None]) -> None:
 
 def _draw_spectra(axes, spectra: Mapping[str, Tensor]) -> None:
     from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
 
     axes.set(title="singular values of ΔW by block (root mean square over layers)", xlabel="n-th largest", ylabel="σ", yscale="log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     colours = colormaps["turbo"]
     for place, (block, values) in enumerate(spectra.items()):
         seen = values[values > values[:1] * 1e-6]
         axes.plot(range(1, len(seen) + 1), seen.tolist(), marker="." if len(seen) < 3 else None, label=block, color=colours(place / max(len(spectra) - 1, 1)))
     if spectra:
-        axes.legend(ncols=2, fontsize="x-small", loc="upper right")
+        axes.legend(ncols=2, fontsize="x-small", loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
 def _mean(squares: list[Tensor]) -> Tensor:

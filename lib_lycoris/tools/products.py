@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lib_lycoris.errors import NetworkFileError, shown
 from lib_lycoris.functional.hadamard import khatri_rao_factors
+from lib_lycoris.functional.low_rank import fold_core
 from lib_lycoris.functional.truncation import matrix_svd, product_energy, product_svd
 from lib_lycoris.networks.layer import Layer
 from lib_lycoris.networks.loha import LohaLayer
@@ -31,12 +32,12 @@ def exact_product(layer: Layer) -> Product | None:
     if isinstance(layer, LohaLayer):
         return khatri_rao_factors(*(half.detach() for half in layer.halves()))
     parts = {name: tensor.detach() for name, tensor in layer.tensors().items()}
-    if any(name in parts for name in ("bias_indices", "diff", "w_norm", "b_norm")):
+    if any(name in parts for name in ("bias_indices", "diff", "diff_b", "w_norm", "b_norm")):
         return None
     if "lora_mid.weight" in parts:
-        return _tucker(parts)
+        return _tucker(parts, layer.scale)
     if any(name.startswith("lokr_") for name in parts):
-        return _kronecker(parts)
+        return _kronecker(parts, layer.scale)
     return None
 
 
@@ -66,6 +67,11 @@ def dense_shape(layer: Layer) -> tuple[int, ...] | None:
     if not getattr(layer, "weight_dependent", False) and (product := exact_product(layer)) is not None:
         return product[0].shape[0], product[1].shape[1]
     return None
+
+
+def only_bias(layer: Layer) -> bool:
+    """Whether the layer changes its module's bias alone."""
+    return set(layer.tensors()) <= {"diff_b", "b_norm", "alpha"}
 
 
 def dense_delta(layer: Layer, where: str) -> Tensor:
@@ -106,7 +112,7 @@ def delta_norm(layer: Layer) -> float | None:
     if product is not None:
         return math.sqrt(product_energy(*product))
     shape = dense_shape(layer)
-    return None if shape is None else layer.delta(stand_in(shape)).double().norm().item()
+    return 0.0 if only_bias(layer) else None if shape is None else layer.delta(stand_in(shape)).double().norm().item()
 
 
 def singular_values(layer: Layer) -> Tensor | None:
@@ -122,36 +128,25 @@ def singular_values(layer: Layer) -> Tensor | None:
     return matrix_svd(layer.delta(stand_in(shape)).flatten(1))[1]
 
 
-def _scale(parts: Mapping[str, Tensor], rank: int) -> float:
-    if "scale" in parts:
-        return parts["scale"].double().item()
-    return parts["alpha"].double().item() / rank if "alpha" in parts else 1.0
-
-
-def _tucker(parts: Mapping[str, Tensor]) -> Product:
+def _tucker(parts: Mapping[str, Tensor], scale: float) -> Product:
     """ΔW[o,i,k,l] = Σₙ up[o,n] · (Σₚ mid[n,p,k,l] · down[p,i]): the rank stays what it was."""
     up, mid, down = (parts[f"lora_{part}.weight"].float() for part in ("up", "mid", "down"))
-    inner = torch.einsum("np...,pi->ni...", mid, down.flatten(1))
-    return up.flatten(1) * _scale(parts, down.shape[0]), inner.flatten(1)
+    return up.flatten(1) * scale, fold_core(mid, down.flatten(1))
 
 
-def _kronecker(parts: Mapping[str, Tensor]) -> Product:
+def _kronecker(parts: Mapping[str, Tensor], scale: float) -> Product:
     """(A·B) ⊗ (C·D) = (A ⊗ C) · (B ⊗ D); a factor that is not decomposed is itself times the identity."""
-    (a, b), first = _kronecker_half(parts, "1")
-    (c, d), second = _kronecker_half(parts, "2")
-    rank = second or first
-    return torch.kron(a, c) * (_scale(parts, rank) if rank else 1.0), torch.kron(b, d)
+    (a, b), (c, d) = (_kronecker_half(parts, number) for number in "12")
+    return torch.kron(a, c) * scale, torch.kron(b, d)
 
 
-def _kronecker_half(parts: Mapping[str, Tensor], number: str) -> tuple[Product, int | None]:
-    """The factor as a product, and its rank where the file has it decomposed."""
+def _kronecker_half(parts: Mapping[str, Tensor], number: str) -> Product:
     whole = parts.get(f"lokr_w{number}")
     if whole is not None:
         whole = whole.float().flatten(1)
         rows, columns = whole.shape
-        return ((torch.eye(rows), whole) if rows <= columns else (whole, torch.eye(columns))), None
+        return (torch.eye(rows), whole) if rows <= columns else (whole, torch.eye(columns))
     outer, inner, core = parts[f"lokr_w{number}_a"].float(), parts[f"lokr_w{number}_b"].float(), parts.get(f"lokr_t{number}")
-    rank = inner.shape[0]
     if core is None:
-        return (outer.flatten(1), inner.flatten(1)), rank
-    return (outer.flatten(1).T, torch.einsum("ij...,jq->iq...", core.float(), inner.flatten(1)).flatten(1)), rank
+        return outer.flatten(1), inner.flatten(1)
+    return outer.flatten(1).T, fold_core(core, inner.flatten(1))

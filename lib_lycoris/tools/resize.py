@@ -15,7 +15,7 @@ from lib_lycoris.networks.layer import Layer
 from lib_lycoris.tools.facts import RECIPE, carried_metadata, network_facts, single_file, write_network
 from lib_lycoris.tools.low_rank import like_tensor, low_rank_parts
 from lib_lycoris.tools.names import Key
-from lib_lycoris.tools.products import dense_delta, exact_product, needs_base
+from lib_lycoris.tools.products import dense_delta, exact_product, needs_base, only_bias
 from lib_lycoris.tools.source import find_base_model, layers_by_target, open_source, own_dtype
 from lib_lycoris.tools.truncate import Keep, Kept, truncated
 
@@ -77,6 +77,8 @@ def _resized(key: Key, layer: Layer, keep: Keep, kept: Kept, base_model: str | N
     """The layer's new tensors; None for one that does nothing. A norm's weights, which have no rank, stay as they are."""
     if getattr(layer, "weight_dependent", False):
         raise needs_base(layer, key[1])
+    if only_bias(layer):
+        return dict(layer.tensors())
     bias = layer.delta_bias(None)
     product = exact_product(layer)
     if product is None:
