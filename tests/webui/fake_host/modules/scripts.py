@@ -1,6 +1,17 @@
 """The base class of scripts."""
 
+from types import SimpleNamespace
+
+
+class AxisOption:
+    def __init__(self, label, type, apply, confirm=None, cost=0.0, choices=None):
+        self.label, self.type, self.apply, self.confirm, self.cost, self.choices = label, type, apply, confirm, cost, choices
+
+
 AlwaysVisible = object()
+plot = SimpleNamespace(AxisOption=AxisOption, axis_options=[AxisOption("Nothing", str, None)])
+scripts_data = [SimpleNamespace(module=plot), SimpleNamespace(module=plot), SimpleNamespace(module=SimpleNamespace())]
+
 
 
 class Script:

@@ -10,6 +10,9 @@ class Options:
     def __getattr__(self, name):
         return self.data[name]
 
+    def onchange(self, key, function, call=True):
+        options_templates[key].onchange = function
+
 
 class State:
     interrupted = False
@@ -25,3 +28,21 @@ opts = Options()
 cmd_opts = SimpleNamespace(api_auth=None)
 state = State()
 models_path = None
+
+
+class OptionInfo:
+    def __init__(self, default, label, component, component_args):
+        self.default, self.label, self.component, self.component_args, self.section, self.onchange = default, label, component, component_args, None, None
+
+    def info(self, text):
+        return self
+
+
+def options_section(section, infos):
+    for info in infos.values():
+        info.section = section
+    return infos
+
+
+options_templates = {}
+opts.data.update(samples_format="png", extra_networks_card_description_is_html=False)
