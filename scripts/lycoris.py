@@ -45,4 +45,6 @@ _reason = unsupported_host()
 if _reason:
     print(_reason)
 else:
+    from lib_lycoris.webui.script import LycoScript  # noqa: F401 (the host takes the scripts that it finds among this module's names)
+
     _start()

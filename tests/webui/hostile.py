@@ -21,7 +21,9 @@ TENSORS = {"lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": torch.ones
 def write_hostile(folder: Path) -> None:
     """Two networks in `folder`: one with everything wrong, one in a folder with a bad name."""
     (folder / FOLDER).mkdir(parents=True)
-    metadata = dict.fromkeys(("ss_output_name", "modelspec.title", "modelspec.trigger_phrase", "modelspec.description", "modelspec.tags", "modelspec.author", "ss_sd_model_name", "ss_network_module", "ss_training_comment", IMAGE), IMAGE)
+    keys = ("ss_output_name", "modelspec.title", "modelspec.trigger_phrase", "modelspec.description", "modelspec.tags", "modelspec.author",
+            "ss_sd_model_name", "ss_network_module", "ss_training_comment", IMAGE)
+    metadata = dict.fromkeys(keys, IMAGE)
     metadata |= {"ss_tag_frequency": json.dumps({IMAGE: {IMAGE: 3}}), "nested": json.dumps({IMAGE: [IMAGE]}), "sshs_model_hash": "ab" * 32}
     save_file(TENSORS, str(folder / f"{FILE}.safetensors"), metadata)
     remarks = {"description": IMAGE, "activation text": SCRIPT + "\nnext\u2028line", "negative text": IMAGE, "notes": SCRIPT, "preferred weight": -0.5,
