@@ -80,11 +80,19 @@ class Applier:
             self._take_off()
             self._on = None
 
-    def begin_step(self, step: int, steps: int, rows: Callable[[], Sequence[tuple[int, bool]]]) -> None:
-        """Turns strengths that differ between rows or steps to their values for the denoiser's next call; `rows` is asked only if there are any."""
+    def begin_step(self, step: int, steps: int, rows: Callable[[], Sequence[tuple[int, bool]]]) -> list[str]:
+        """Turns strengths that differ between rows or steps to their values for the denoiser's next call; gives the problems of the calls before.
+
+        Args:
+            step: the sampler's, from 0.
+            steps: how many there are.
+            rows: gives for each row of the denoiser's batch its picture and whether it is a negative one; asked only if it matters.
+        """
         with self._lock:
-            if self._applied is not None and self._on is not None and self._on.generation.dynamic:
-                self._on.generation.begin_step(step, steps, rows())
+            if self._applied is None or self._on is None or not self._on.generation.dynamic:
+                return []
+            self._on.generation.begin_step(step, steps, rows())
+            return [f"lyco: {problem}" for problem in self._on.generation.session.problems]
 
     def text_key(self, picture: int, negative: bool, step: int, steps: int) -> Hashable:
         """Equal values mean the same networks on the text encoders; only while `has` is true, as the two below."""
@@ -130,7 +138,7 @@ class Applier:
         identity = trees.identity()
         if self._on is None or self._on.model is not model or self._on.identity != identity:
             self._take_off()
-            session = Session(trees.unet, trees.text_encoders, settle=host.make_settle(), base=host.make_base())
+            session = Session(trees.unet, trees.text_encoders, host.make_settle(), base=host.make_base(), per_layer=host.moves_layers(model))
             self._on = _OnModel(model, identity, Generation(self.catalogue, self.cache, session, self.presets))
         return self._on
 

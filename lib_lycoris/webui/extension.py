@@ -9,6 +9,7 @@ from modules import extra_networks
 from . import host
 from .applier import Applier
 from .extra_network import LycoNetwork
+from .problems import tell
 from .rows import rows_of, step_of
 
 
@@ -32,7 +33,7 @@ class Extension:
             return
         work = getattr(params.denoiser.p, "lyco_work", None)
         if work is not None and work.follow():
-            self.applier.begin_step(*step_of(params.denoiser), lambda: rows_of(params))
+            tell(params.denoiser.p, self.applier.begin_step(*step_of(params.denoiser), lambda: rows_of(params)))
 
     def unload(self) -> None:
         """Leaves the model as the host made it."""

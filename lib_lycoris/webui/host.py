@@ -131,7 +131,8 @@ def make_settle() -> Callable[[nn.Module], Hashable] | None:
     """The function that has the built-in extension put its networks on a layer, or take them off, before ours act; None where it isn't active.
 
     It merges into a layer's weights at that layer's forward, and backs them up before. Called here first, it sees its own and the model's tensors
-    only, and at the forward itself finds nothing left to do. The function gives a value that changes whenever the set of its networks does.
+    only, and at the forward itself finds nothing left to do. The function gives a value that changes whenever the set of its networks does; `token` of
+    it gives, without looking at a layer, one that is the same as long as nothing is to do on layers that it has seen.
     """
     builtin: Any = sys.modules.get("networks")
     if not hasattr(builtin, "network_apply_weights") or patches.original("lora_patches", nn.Linear, "forward") is None:
@@ -149,7 +150,17 @@ def make_settle() -> Callable[[nn.Module], Hashable] | None:
                 builtin.network_apply_weights(module)
         return getattr(module, "network_current_names", ())
 
+    def token() -> Hashable:
+        wanted = tuple((each.name, each.te_multiplier, each.unet_multiplier, getattr(each, "dyn_dim", None)) for each in builtin.loaded_networks)
+        return bool(shared.opts.lora_functional), wanted
+
+    settle.token = token
     return settle
+
+
+def moves_layers(model: Any) -> bool:
+    """Whether the host moves single parts of the UNet to the device and back while it runs (--lowvram)."""
+    return bool(getattr(shared.cmd_opts, "lowvram", False) and getattr(model, "lowvram", False))
 
 
 def make_base() -> Callable[[nn.Module], dict[str, torch.Tensor] | None] | None:
