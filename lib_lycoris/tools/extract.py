@@ -163,8 +163,8 @@ def _notes(left: _Left, full: bool) -> list[str]:
     if left.equal:
         notes.append(f"{left.equal} modules do not differ")
     if left.bare:
-        what = "embeddings" if full else "biases, norms and embeddings"
-        notes.append(f"{len(left.bare)} {what} differ and were left out" + ("" if full else "; --full keeps biases and norms"))
+        what = "embeddings differ and were left out" if full else "biases, norms or embeddings differ and were left out; --full keeps biases and norms"
+        notes.append(f"{len(set(left.bare))} modules' {what}")
     if left.outside:
         notes.append(f"{left.outside} tensors outside of the UNet's and text encoders' layers differ (a VAE's, a text projection) and can't be in a network")
     if left.odd:

@@ -10,7 +10,11 @@ from lib_lycoris.files.safetensors import read_header, read_tensors, write_tenso
 from lib_lycoris.files.streaming import open_store, write_stream
 
 TENSORS = {
-    "b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(4, dtype=torch.float16), "none": torch.zeros(0, 3), "scalar": torch.tensor(7), "c.weight": torch.eye(3).bfloat16(),
+    "b": torch.arange(6.0).reshape(2, 3),
+    "a": torch.ones(4, dtype=torch.float16),
+    "none": torch.zeros(0, 3),
+    "scalar": torch.tensor(7),
+    "c.weight": torch.eye(3).bfloat16(),
 }
 
 

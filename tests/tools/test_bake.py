@@ -46,8 +46,11 @@ def test_a_checkpoint_with_networks_in_it_draws_what_the_patched_model_draws(kin
     path = write_checkpoint(tmp_path / "base.safetensors", state_of(kind, unet, text_encoders))
     one = write(tmp_path / "one.safetensors", lora_for_all(kind, unet, text_encoders))
     partly = lora_for_all(kind, unet, text_encoders, seed=500, every=3)
-    magnitudes = {f"{name.partition('.')[0]}.dora_scale": 1 + rand(9, tensor.shape[0], *(1 for _ in tensor.shape[1:])).abs()
-                  for name, tensor in partly.items() if name.endswith("lora_up.weight")}
+    magnitudes = {
+        f"{name.partition('.')[0]}.dora_scale": 1 + rand(9, tensor.shape[0], *(1 for _ in tensor.shape[1:])).abs()
+        for name, tensor in partly.items()
+        if name.endswith("lora_up.weight")
+    }
     two = write(tmp_path / "two.safetensors", partly | magnitudes)
     done = bake([Part(str(one), 0.5, 0.25), Part(str(two), -0.5, -0.5)], path, tmp_path / "out.safetensors")
     assert done.notes == []
@@ -102,6 +105,6 @@ def test_what_half_precision_can_not_hold_is_an_error_and_no_file(tmp_path):
     unet, text_encoders = make_trees("sd2")
     path = write_checkpoint(tmp_path / "base.safetensors", state_of("sd2", unet, text_encoders), torch.float16)
     network = write(tmp_path / "a.safetensors", lora_for_all("sd2", unet, text_encoders, every=40))
-    with pytest.raises(CheckpointError, match="exceeds what torch.float16"):
+    with pytest.raises(CheckpointError, match=r"exceeds what torch\.float16"):
         bake([Part(str(network), 1e9, 1e9)], path, tmp_path / "out.safetensors")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a.safetensors", "base.safetensors"]

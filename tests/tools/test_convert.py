@@ -14,7 +14,7 @@ from lib_lycoris.files.safetensors import read_header, read_tensors
 from lib_lycoris.files.spelling import normal_name
 from lib_lycoris.tools.convert import convert
 from lib_lycoris.tools.source import open_source
-from tests.tools.helpers import CONV, Q, TE, assert_same, deltas, loha, lokr, lora, rand, write, write_locon
+from tests.tools.helpers import CONV, TE, Q, assert_same, deltas, loha, lokr, lora, rand, write, write_locon
 
 FORMS = ("kohya", "diffusers", "peft", "locon")
 
@@ -47,7 +47,9 @@ def test_a_power_of_two_as_scale_is_no_reason_to_store_float32(to, tmp_path):
 def test_sdxl_has_ldms_names_and_two_text_encoders(tmp_path):
     te2 = "lora_te2_text_model_encoder_layers_0_self_attn_q_proj"
     up = "lora_unet_output_blocks_2_2_conv"
-    path = write(tmp_path / "a.safetensors", lora(te2, (32, 32)) | lora(TE.replace("lora_te_", "lora_te1_"), (32, 24), seed=9) | lora(up, (16, 16, 3, 3), seed=5))
+    path = write(
+        tmp_path / "a.safetensors", lora(te2, (32, 32)) | lora(TE.replace("lora_te_", "lora_te1_"), (32, 24), seed=9) | lora(up, (16, 16, 3, 3), seed=5)
+    )
     convert(path, tmp_path / "diffusers.safetensors", "diffusers")
     names = set(read_header(tmp_path / "diffusers.safetensors").tensors)
     assert "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight" in names
@@ -66,8 +68,16 @@ def unet_maker():
 
     def make():
         torch.manual_seed(0)
-        return diffusers.UNet2DConditionModel(block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=24, attention_head_dim=2, norm_num_groups=8, sample_size=8,
-                                              down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+        return diffusers.UNet2DConditionModel(
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            cross_attention_dim=24,
+            attention_head_dim=2,
+            norm_num_groups=8,
+            sample_size=8,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        )
 
     return make
 
@@ -76,8 +86,15 @@ def unet_network(path, unet, dora=False):
     """LoRA and LoCon of unlike ranks and alphas for a linear layer, a 3×3, a strided and a 1×1 convolution of a UNet."""
     tensors = {}
     modules = dict(unet.named_modules())
-    for place, name in enumerate(("mid_block.attentions.0.transformer_blocks.0.attn2.to_k", "down_blocks.0.resnets.0.conv1", "down_blocks.0.downsamplers.0.conv",
-                                  "mid_block.attentions.0.proj_in", "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj")):
+    for place, name in enumerate(
+        (
+            "mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
+            "down_blocks.0.resnets.0.conv1",
+            "down_blocks.0.downsamplers.0.conv",
+            "mid_block.attentions.0.proj_in",
+            "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj",
+        )
+    ):
         weight = modules[name].weight
         key = f"lora_unet_{name.replace('.', '_')}"
         tensors |= lora(key, tuple(weight.shape), rank=2 + place % 3, alpha=1.0 + place, seed=7 * place, tucker=place == 1 and not dora)
@@ -135,6 +152,7 @@ def test_peft_loads_the_folder_and_changes_its_unet_as_we_do(dora, unet_maker, t
         assert torch.equal(stored["base_model.model.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora_B.weight"], up)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT asks transformers 5 for something under its old name
 def test_peft_loads_the_text_encoders_folder(tmp_path):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     if int(transformers.__version__.partition(".")[0]) < 5:
@@ -148,10 +166,21 @@ def test_peft_loads_the_text_encoders_folder(tmp_path):
     assert_as_here(path, before, changes(before, merged))
 
 
-@pytest.mark.parametrize(("tensors", "rank"), [
-    (loha(Q, (32, 24)), 9), (loha(CONV, (16, 8, 3, 3)), 9), (loha(CONV, (16, 8, 3, 3), tucker=True), 9), (loha(Q, (24, 32), rank=6), 24), (lokr(Q, (32, 24), rank=2), 8),
-    (lokr(Q, (32, 24)), 24), (lokr(CONV, (16, 8, 3, 3), rank=1), 4), (lora(CONV, (16, 8, 3, 3), tucker=True), 4), ({f"{Q}.diff": rand(0, 32, 24)}, 24),
-], ids=["loha", "loha conv", "loha tucker", "loha of full rank", "lokr", "lokr whole", "lokr conv", "locon tucker", "full"])
+@pytest.mark.parametrize(
+    ("tensors", "rank"),
+    [
+        (loha(Q, (32, 24)), 9),
+        (loha(CONV, (16, 8, 3, 3)), 9),
+        (loha(CONV, (16, 8, 3, 3), tucker=True), 9),
+        (loha(Q, (24, 32), rank=6), 24),
+        (lokr(Q, (32, 24), rank=2), 8),
+        (lokr(Q, (32, 24)), 24),
+        (lokr(CONV, (16, 8, 3, 3), rank=1), 4),
+        (lora(CONV, (16, 8, 3, 3), tucker=True), 4),
+        ({f"{Q}.diff": rand(0, 32, 24)}, 24),
+    ],
+    ids=["loha", "loha conv", "loha tucker", "loha of full rank", "lokr", "lokr whole", "lokr conv", "locon tucker", "full"],
+)
 def test_every_linear_kind_becomes_a_locon_exactly(tensors, rank, tmp_path):
     path = write(tmp_path / "a.safetensors", tensors)
     done = convert(path, tmp_path / "b.safetensors", "locon")
@@ -162,7 +191,9 @@ def test_every_linear_kind_becomes_a_locon_exactly(tensors, rank, tmp_path):
     down = written[f"{name}.lora_down.weight"]
     assert down.shape[0] == rank
     assert down.ndim == (4 if name == CONV else 2)
-    assert done.notes == (["1 layers have the full rank of their weight; 'resize' makes the file small, with a loss that it tells"] if "full" in str(done.notes) else [])
+    assert done.notes == (
+        ["1 layers have the full rank of their weight; 'resize' makes the file small, with a loss that it tells"] if "full" in str(done.notes) else []
+    )
 
 
 def test_an_adalora_that_peft_saved_becomes_a_locon_exactly(tmp_path):
@@ -187,7 +218,13 @@ def test_an_adalora_that_peft_saved_becomes_a_locon_exactly(tmp_path):
 
 
 def test_metadata_goes_along_and_fingerprints_are_fresh(tmp_path):
-    metadata = {"ss_output_name": "cat", "ss_tag_frequency": "{}", "sshs_model_hash": "old", "lora_adapter_metadata": "{}", "modelspec.trigger_phrase": "zorbix"}
+    metadata = {
+        "ss_output_name": "cat",
+        "ss_tag_frequency": "{}",
+        "sshs_model_hash": "old",
+        "lora_adapter_metadata": "{}",
+        "modelspec.trigger_phrase": "zorbix",
+    }
     path = write_locon(tmp_path / "a.safetensors", metadata=metadata)
     convert(path, tmp_path / "b.safetensors", "locon")
     written = read_header(tmp_path / "b.safetensors").metadata
@@ -197,21 +234,29 @@ def test_metadata_goes_along_and_fingerprints_are_fresh(tmp_path):
     assert written["ss_network_module"] == "networks.lora"
     assert "lora_adapter_metadata" not in written
     convert(path, tmp_path / "c.safetensors", "diffusers")
-    assert read_header(tmp_path / "c.safetensors").metadata == {"format": "pt", "ss_output_name": "cat", "ss_tag_frequency": "{}", "modelspec.trigger_phrase": "zorbix"}
+    assert read_header(tmp_path / "c.safetensors").metadata == {
+        "format": "pt",
+        "ss_output_name": "cat",
+        "ss_tag_frequency": "{}",
+        "modelspec.trigger_phrase": "zorbix",
+    }
     convert(path, tmp_path / "folder", "peft")
     convert(tmp_path / "folder", tmp_path / "d.safetensors", "kohya")
     assert not {"peft_type", "r", "lora_alpha", "target_modules", "rank_pattern"} & set(read_header(tmp_path / "d.safetensors").metadata)
 
 
-@pytest.mark.parametrize(("tensors", "to", "words"), [
-    (loha(Q, (32, 24)), "diffusers", "loha.*diffusers' low-rank form can't hold.*--to locon"),
-    (lokr(Q, (32, 24)), "peft", "lokr.*PEFT's low-rank form can't hold.*--to locon"),
-    (lora(Q, (32, 24)) | {f"{Q}.dora_scale": torch.ones(32, 1)}, "locon", "dora.*every base weight.*merge"),
-    (lora(Q, (32, 24)) | {f"{Q}.dora_scale": torch.ones(1, 24)}, "diffusers", "dora.*can't hold"),
-    (lora(Q, (32, 24)) | {f"{Q}.dora_scale": torch.ones(32, 1)} | lora(CONV, (16, 8, 3, 3)), "peft", "no DoRA while others are"),
-    ({f"{Q}.weight": torch.ones(32), f"{Q}.on_input": torch.tensor(0)}, "locon", "ia3.*every base weight"),
-    (lora("lora_unet_double_blocks_0_img_attn_qkv", (32, 24)), "diffusers", "none of a Stable Diffusion model's"),
-])
+@pytest.mark.parametrize(
+    ("tensors", "to", "words"),
+    [
+        (loha(Q, (32, 24)), "diffusers", "loha.*diffusers' low-rank form can't hold.*--to locon"),
+        (lokr(Q, (32, 24)), "peft", "lokr.*PEFT's low-rank form can't hold.*--to locon"),
+        (lora(Q, (32, 24)) | {f"{Q}.dora_scale": torch.ones(32, 1)}, "locon", "dora.*every base weight.*merge"),
+        (lora(Q, (32, 24)) | {f"{Q}.dora_scale": torch.ones(1, 24)}, "diffusers", "dora.*can't hold"),
+        (lora(Q, (32, 24)) | {f"{Q}.dora_scale": torch.ones(32, 1)} | lora(CONV, (16, 8, 3, 3)), "peft", "no DoRA while others are"),
+        ({f"{Q}.weight": torch.ones(32), f"{Q}.on_input": torch.tensor(0)}, "locon", "ia3.*every base weight"),
+        (lora("lora_unet_double_blocks_0_img_attn_qkv", (32, 24)), "diffusers", "none of a Stable Diffusion model's"),
+    ],
+)
 def test_what_a_form_can_not_hold_is_told_by_its_kind_with_what_would_do(tensors, to, words, tmp_path):
     path = write(tmp_path / "a.safetensors", tensors)
     with pytest.raises(NetworkFileError, match=words) as caught:
@@ -224,8 +269,13 @@ def test_bad_outputs_are_refused_before_anything_is_read(tmp_path):
     path = write_locon(tmp_path / "a.safetensors")
     before = path.read_bytes()
     (tmp_path / "link.safetensors").symlink_to(path)
-    for out, to, words in ((path, "kohya", "is the input"), (tmp_path / "link.safetensors", "locon", "is the input"), (tmp_path / "b.bin", "kohya", "ends in .safetensors"),
-                           (tmp_path / "b.safetensors", "peft", "name a folder"), (tmp_path / "b", "oil", "known are kohya")):
+    for out, to, words in (
+        (path, "kohya", "is the input"),
+        (tmp_path / "link.safetensors", "locon", "is the input"),
+        (tmp_path / "b.bin", "kohya", "ends in .safetensors"),
+        (tmp_path / "b.safetensors", "peft", "name a folder"),
+        (tmp_path / "b", "oil", "known are kohya"),
+    ):
         with pytest.raises(ConfigError, match=words):
             convert(path, out, to)
     with pytest.raises(NetworkFileError, match="folder without adapter_model"):

@@ -84,5 +84,5 @@ def test_what_depends_on_the_base_weight_says_so(tmp_path):
     assert exact_product(layer) is None
     assert delta_norm(layer) is None
     assert singular_values(layer) is None
-    with pytest.raises(NetworkFileError, match="dora.*base weight.*merge OUT"):
+    with pytest.raises(NetworkFileError, match=r"dora.*base weight.*merge OUT"):
         dense_delta(layer, Q)
