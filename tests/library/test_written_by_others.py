@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 
 import pytest
@@ -30,14 +31,17 @@ def clip_text_model():
 
 def assert_all_have_homes(network, kind="sd1"):
     """Every layer of the file fits its target, in diffusers' and in LDM's tree, with CLIP or with open_clip."""
+    for targets in every_tree(kind):
+        for name, home in network.targets.items():
+            assert home in targets, (name, home)
+            assert network.layers[name].fits(targets[home].shape), (name, home)
+
+
+@functools.cache
+def every_tree(kind):
     layout = {"sd1": SD1, "sdxl": SDXL}[kind]
     encoders = [clip_text_model(), OpenClipText()]
-    for unet in (diffusers_unet(kind), LdmUNet(**layout)):
-        for texts in (encoders, encoders[::-1]):
-            targets = find_targets(unet, texts)
-            for name, home in network.targets.items():
-                assert home in targets, (name, home)
-                assert network.layers[name].fits(targets[home].shape), (name, home)
+    return [find_targets(unet, texts) for unet in (diffusers_unet(kind), LdmUNet(**layout)) for texts in (encoders, encoders[::-1])]
 
 
 def by_home(network):
@@ -135,9 +139,8 @@ def peft_adapters(unet, text):
 
 
 def own_deltas(model, prefix=""):
-    return {
-        prefix + path.replace(".", "_"): module.get_delta_weight("default").detach() for path, module in model.named_modules() if hasattr(module, "get_delta_weight")
-    }
+    modules = ((prefix + path.replace(".", "_"), module) for path, module in model.named_modules() if hasattr(module, "get_delta_weight"))
+    return {name: module.get_delta_weight("default").detach() for name, module in modules}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -160,7 +163,7 @@ def test_a_file_that_diffusers_writes_finds_its_homes_and_gives_diffusers_own_de
             configs = {}
             expected = {key: delta / (2 if key[0] == "te1" else 1.5 if key[1].endswith("attn2_to_k") else 3) for key, delta in expected.items()}
         else:
-            configs = {"unet_lora_adapter_metadata": unet.peft_config["default"].to_dict(), "text_encoder_lora_adapter_metadata": text.peft_config["default"].to_dict()}
+            configs = {f"{name}_lora_adapter_metadata": each.peft_config["default"].to_dict() for name, each in (("unet", unet), ("text_encoder", text))}
         diffusers.StableDiffusionPipeline.save_lora_weights(tmp_path, *states, **configs)
     network = open_network(tmp_path / "pytorch_lora_weights.safetensors")
     assert not network.unused
@@ -206,7 +209,7 @@ WHOLE_MODEL = {  # LyCORIS' own "full" takes time_embedding's layers twice
 
 
 def assert_same_outputs(network, modules, trees):
-    """What each of LyCORIS' modules makes of a layer's output is what our layer adds to it. `trees`: {prefix: a tree as it was before LyCORIS had its hands on it}."""
+    """What each of LyCORIS' modules makes of a layer's output is what our layer adds to it; `trees`: by prefix, as they were without LyCORIS."""
     bases = {f"{prefix}_{path}".replace(".", "_"): module for prefix, tree in trees.items() for path, module in tree.named_modules()}
     for module in modules:
         base = bases[module.lora_name]
