@@ -111,7 +111,7 @@ class ModulePatch:
         if tree is not None and (self._tree is not tree):
             tree.join(self)
         self._tree = tree
-        own = any(slot.merges for slot in self.slots) and (tree is None or tree.scattered)
+        own = self._merges and (tree is None or tree.scattered)
         if own and self._own is None:
             self._own = Swap(self._module(), tree=False)
             self._own.join(self)
@@ -122,9 +122,14 @@ class ModulePatch:
 
     def _root(self) -> nn.Module | None:
         """The one root that all who want something merged agree on."""
+        if not self._merges or any(slot.traced for slot in self.slots):
+            return None
         roots = {claim.root for claim in self._claims.values() if claim.way == "merged"}
-        traced = any(slot.traced for slot in self.slots)
-        return next(iter(roots)) if len(roots) == 1 and not traced and any(slot.merges for slot in self.slots) else None
+        return roots.pop() if len(roots) == 1 else None
+
+    @property
+    def _merges(self) -> bool:
+        return any(slot.merges for slot in self.slots)
 
     def _arrange_beside(self) -> None:
         wishes = tuple(wish for slot in self.slots for wish in slot.beside)
