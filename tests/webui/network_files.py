@@ -73,8 +73,8 @@ def write_foreign_network(path: Path, homeless: int, shapes: Shapes) -> None:
     write_network(path, {key: shape for key, shape in shapes.items() if key == ("unet", "mid_block_attentions_0_proj_in")}, seed=7)
     tensors = load_file(str(path))
     for number in range(homeless):
-        key = f"lora_unet_mid_block_attentions_0_transformer_blocks_{number + 1}_attn2_to_q"
-        tensors |= {f"{key}.lora_up.weight": torch.ones(1280, 4), f"{key}.lora_down.weight": torch.ones(4, 1280), f"{key}.alpha": torch.tensor(4.0)}
+        key = f"lora_unet_mid_block_attentions_0_transformer_blocks_{number + 1}_attn2_to_k"
+        tensors |= {f"{key}.lora_up.weight": torch.ones(1280, 4), f"{key}.lora_down.weight": torch.ones(4, 2048), f"{key}.alpha": torch.tensor(4.0)}
     save_file(tensors, str(path))
 
 

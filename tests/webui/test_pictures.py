@@ -264,7 +264,7 @@ def test_layers_without_a_home_are_counted_under_the_picture(webui):
     reply = webui.picture(f"{prompt} <lyco:elsewhere:1>")
     assert distance(reply, webui.picture(prompt)) > 0
     assert len(reply.comments) == 1
-    assert "elsewhere" in reply.comments[0] and "9 of 10" in reply.comments[0]
+    assert "elsewhere" in reply.comments[0] and "9 of 10" in reply.comments[0] and "this file is for SDXL" in reply.comments[0]
 
 
 def test_what_a_tag_says_is_told_in_one_line_of_printable_text(webui):
