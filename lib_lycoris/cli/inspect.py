@@ -80,7 +80,7 @@ def render(report: Any, width: int = 100) -> list[str]:
 def _kinds(report: Any) -> str:
     if len(report.layer_kinds) == 1:
         return report.kind
-    return f"{report.kind} ({', '.join(f'{count} layers {kind}' for kind, count in report.layer_kinds.items())})"
+    return f"{report.kind} ({', '.join(f'{count} {kind}' for kind, count in report.layer_kinds.items())})"
 
 
 def _spread(values: Any) -> str:

@@ -80,8 +80,7 @@ def convert(path: str | os.PathLike[str], out: str | os.PathLike[str], to: str, 
     task = _Task(layers, base_model, own_dtype([network]), carried_metadata(network.metadata), on_step or (lambda done, total: None))
     converted = {"kohya": _to_kohya, "diffusers": _to_diffusers, "peft": _to_peft, "locon": _to_locon}[to](target, task)
     if network.unused:
-        more = f", {shown(network.unused[1], 60)} …" if len(network.unused) > 1 else ""
-        converted.notes.append(f"{len(network.unused)} keys of the file belong to no layer and were left out: {shown(network.unused[0], 60)}{more}")
+        converted.notes.append(f"keys that belong to no layer, left out: {len(network.unused)}, for example {shown(network.unused[0], 60)}")
     return converted
 
 
@@ -126,12 +125,12 @@ def _to_locon(out: Path, task: _Task) -> Converted:
         if product[0].shape[1] == 0:  # AdaLoRA may have pruned all of it
             continue
         short = capped(product)
-        long += short is not product
+        long += short[0].shape[1] == min(short[0].shape[0], short[1].shape[1])
         layers[key] = low_rank_parts(key, short, task.base_model, task.dtype, True, like_tensor(layer), layer.delta_bias(None))
     facts = {**task.metadata, **network_facts(layers, task.base_model, out.stem)}
     converted = Converted(out, len(layers), write_network(out, layers, _named(facts, task.metadata), task.base_model))
     if long:
-        converted.notes.append(f"{long} layers have the full rank of their weight; 'resize' makes the file small, with a loss that it tells")
+        converted.notes.append(f"layers of the full rank of their weight: {long}; 'resize' makes the file small, with a loss that it tells")
     return converted
 
 
@@ -151,7 +150,7 @@ def _to_diffusers(out: Path, task: _Task) -> Converted:
     write_tensors(out, tensors, {"format": "pt", **task.metadata})
     converted = Converted(out, len(task.layers), out.stat().st_size)
     if grown:
-        converted.notes.append(f"{grown} layers hold their scale in the up factor, as float32 so that nothing is rounded")
+        converted.notes.append(f"layers whose up factor took in the scale, as float32 so that nothing is rounded: {grown}")
     return converted
 
 

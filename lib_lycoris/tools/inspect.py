@@ -187,17 +187,17 @@ def _trigger_words(metadata: Mapping[str, str], tags: Mapping[str, int]) -> list
 def _problems(network: Network, layers: Mapping[Key, Layer]) -> list[str]:
     problems = []
     if network.unused:
-        problems.append(f"{len(network.unused)} keys belong to no layer, for example {network.unused[0]}")
+        problems.append(f"keys that belong to no layer: {len(network.unused)}, for example {network.unused[0]}")
     homeless = [name for component, name in layers if not _known(name)]
     if homeless:
-        problems.append(f"{len(homeless)} layers have no home in Stable Diffusion 1, 2 or XL, for example {homeless[0]}")
+        problems.append(f"layers without a home in Stable Diffusion 1, 2 or XL: {len(homeless)}, for example {homeless[0]}")
     dependent = [layer_kind(layer) for layer in layers.values() if getattr(layer, "weight_dependent", False)]
     if dependent:
         kinds = ", ".join(sorted(set(dependent)))
-        problems.append(f"{len(dependent)} layers ({kinds}) change each base weight differently: their blocks have no norm without a checkpoint")
+        problems.append(f"layers whose change depends on the base weight ({kinds}): {len(dependent)}; their blocks have no norm without a checkpoint")
     idle = sum(1 for layer in layers.values() if delta_norm(layer) == 0)
     if idle:
-        problems.append(f"{idle} layers change nothing: every value of one of their factors is zero")
+        problems.append(f"layers that change nothing, all values of a factor being zero: {idle}")
     return problems
 
 

@@ -69,7 +69,7 @@ def resize(path: str | os.PathLike[str], out: str | os.PathLike[str], rank: int 
     facts = {**carried_metadata(network.metadata), **network_facts(smaller, base_model, out.stem), RECIPE: f"resize {Path(path).stem} to {wish}"}
     result = Resized(out, write_network(out, smaller, facts, base_model), network.nbytes, kept)
     if empty:
-        result.notes.append(f"{empty} layers change nothing and were left out")
+        result.notes.append(f"layers that change nothing, left out: {empty}")
     return result
 
 

@@ -89,7 +89,7 @@ def test_layers_without_a_home_are_counted_and_named_and_a_network_for_another_m
     path = write_checkpoint(tmp_path / "base.safetensors", state_of("sd2", unet, text_encoders))
     few = write(tmp_path / "few.safetensors", lora_for_all("sd2", unet, text_encoders, every=9) | lora("lora_unet_strange_place", (4, 4)))
     done = bake([Part(str(few))], path, tmp_path / "out.safetensors")
-    assert done.notes == [f"1 of {done.layers + 1} layers found no home in this checkpoint and were left out: unet strange_place"]
+    assert done.notes == [f"layers without a home in this checkpoint, left out: 1 of {done.layers + 1} (unet strange_place)"]
     (tmp_path / "out.safetensors").unlink()
     none = write(tmp_path / "none.safetensors", lora(Q, (320, 320)))
     with pytest.raises(CheckpointError, match="another model"):

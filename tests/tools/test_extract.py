@@ -102,10 +102,10 @@ def test_norms_biases_and_what_is_outside_are_counted_or_kept_when_asked(tmp_pat
     tuned = write_checkpoint(tmp_path / "tuned.safetensors", {name: tensor + changed.get(name, 0) for name, tensor in state.items()})
     done = extract(base, tuned, tmp_path / "bare.safetensors", rank=4)
     assert len(done.kept.ranks) == 1
-    assert any(note.startswith("4 modules' biases") for note in done.notes)
-    assert any(note.startswith("2 tensors outside") for note in done.notes)
+    assert any(note.startswith("modules whose biases, norms or embeddings differ, left out: 4;") for note in done.notes)
+    assert any(note.endswith("(a VAE's, a text projection): 2") for note in done.notes)
     full = extract(base, tuned, tmp_path / "full.safetensors", rank=4, full=True)
-    assert any(note.startswith("1 modules' embeddings") for note in full.notes)
+    assert any(note == "modules whose embeddings differ, left out: 1" for note in full.notes)
     stored = read_tensors(full.path)
     for name, value in (
         ("lora_unet_conv_norm_out.w_norm", 0.1),

@@ -76,7 +76,7 @@ def test_layers_that_do_nothing_are_left_out(tmp_path):
     empty = {name: torch.zeros_like(tensor) if "lora_up" in name else tensor for name, tensor in lora(CONV, (32, 32, 3, 3)).items()}
     done = resize(write(tmp_path / "a.safetensors", lora(Q, (32, 24)) | empty), tmp_path / "b.safetensors", energy=0.9)
     assert {name.partition(".")[0] for name in read_tensors(done.path)} == {Q}
-    assert done.notes == ["1 layers change nothing and were left out"]
+    assert done.notes == ["layers that change nothing, left out: 1"]
 
 
 def test_what_can_not_be_resized_is_told(tmp_path):
