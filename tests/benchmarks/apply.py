@@ -69,6 +69,7 @@ class Bench:
 
     def __init__(self, kind: str, device: str, unet: nn.Module):
         self.device, self.kind = device, kind
+        self._room: dict[int, torch.Tensor] = {}
         # with one thread the processor's time is the same as the wall's, less what other programs took
         self.clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
         self.session = Session(unet)
@@ -101,18 +102,28 @@ class Bench:
         """The arithmetic of this layer alone, everything but the product itself prepared."""
         flat = weight.view(weight.shape[0], -1)
         tensors = {name: tensor.to(weight.device, torch.float32) for name, tensor in layer.tensors().items()}
+        one, two = (self._scratch(number, flat.shape) for number in (0, 1))
         if self.kind == "loha":
             a, b, c, d = (tensors[f"hada_{part}"] for part in ("w1_a", "w1_b", "w2_a", "w2_b"))
-            return lambda: flat.add_((a @ b).mul_(c @ d).to(flat), alpha=0.8)
+            return lambda: flat.add_(torch.mm(a, b, out=one).mul_(torch.mm(c, d, out=two)), alpha=0.8)
         if self.kind == "lokr":
             first, a, b = tensors["lokr_w1"], tensors["lokr_w2_a"], tensors["lokr_w2_b"]
-            return lambda: flat.add_(torch.kron(first, a @ b).view_as(flat).to(flat), alpha=0.8)
+            outer, inner = first[:, None, :, None], (len(first), len(flat) // len(first), first.shape[1], flat.shape[1] // first.shape[1])
+            return lambda: flat.add_(torch.mul(outer, (a @ b)[None, :, None, :], out=one.view(inner)).view_as(flat), alpha=0.8)
         if self.kind == "oft":
             blocks = tensors["oft_blocks"]
             turn = torch.linalg.solve(torch.eye(32, device=flat.device) - blocks, 2 * blocks)
-            return lambda: flat.add_(torch.bmm(turn, flat.float().view(len(turn), 32, -1)).view_as(flat).to(flat), alpha=0.8)
+            parts = (len(turn), 32, flat.shape[1])
+            return lambda: flat.add_(torch.bmm(turn, flat.float().view(parts), out=one.view(parts)).view_as(flat), alpha=0.8)
         up, down = (tensors[f"lora_{part}.weight"].flatten(1).to(weight.dtype) for part in ("up", "down"))
         return lambda: flat.addmm_(up, down, alpha=0.8)
+
+    def _scratch(self, number: int, shape: torch.Size) -> torch.Tensor:
+        """Room for a product in float32, the same for all weights, so that a floor pays for no fresh memory."""
+        largest = max(weight.numel() for weight in self.weights)
+        if number not in self._room:
+            self._room[number] = torch.zeros(largest, device=self.weights[0].device)
+        return self._room[number][:shape.numel()].view(shape)
 
     def _wait(self) -> None:
         if self.device == "cuda":

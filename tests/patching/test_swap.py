@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import weakref
 
 import pytest
 import torch
@@ -132,6 +133,20 @@ def test_a_part_called_alone_is_merged_only_in_a_session_per_layer(per_layer):
     plain, merged = unet.input_blocks[0][0](x), merged_by_hand(unet, networks).input_blocks[0][0](x)
     session.apply(networks)
     assert close(unet.input_blocks[0][0](x), merged if per_layer else plain)
+
+
+@torch.no_grad()
+def test_a_session_per_layer_holds_no_copy_of_a_layer_that_does_not_run():
+    unet = make_unet()
+    session = Session(unet, per_layer=True)
+    session.apply([(random_network(session.targets, 1), 1.0)])
+    first, last, merged = unet.input_blocks[0][0], unet.out[2], []
+    handles = [first.register_forward_pre_hook(lambda module, args: merged.append(weakref.ref(module.weight))),
+               last.register_forward_pre_hook(lambda module, args: merged.append(merged[0]()))]
+    unet(*inputs())
+    for handle in handles:
+        handle.remove()
+    assert merged[0]() is None and merged[1] is None
 
 
 @torch.no_grad()
