@@ -32,8 +32,9 @@ def split_key(key: str) -> tuple[str, str] | None:
     """
     if key.startswith(("ip_adapter", "bundle_emb.")):  # they have low-rank factors or scales of their own inside
         return None
-    if "___" in key and (match := _HCP.fullmatch(key)):
-        return match[1], _HCP_NAMES.get(match[2], match[2])
+    if ".___." in key:
+        match = _HCP.fullmatch(key)
+        return (match[1], _HCP_NAMES.get(match[2], match[2])) if match else None
     head, dot, rest = key.partition(".")
     if dot and _KOHYA.fullmatch(head) and not rest.startswith(("lora.", "lora_A", "lora_B")):
         return head, rest
