@@ -16,7 +16,7 @@ from lib_lycoris.tools.inspect import inspect
 from . import settings
 from .applier import Applier
 from .axes import add_axes
-from .cards import NetworksPage
+from .cards import NetworksPage, allow_previews
 from .editor import make_editor
 from .infotext import Paste
 
@@ -53,6 +53,7 @@ class Pages:
     def _look_into_folders(self) -> None:
         self._applier.catalogue = Catalogue(settings.network_folders())
         self._applier.leave_model()
+        allow_previews()
 
     def _read_presets(self) -> None:
         problem = settings.preset_problem()
