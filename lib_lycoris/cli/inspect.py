@@ -63,6 +63,7 @@ def render(report: Any, width: int = 100) -> list[str]:
         ("alpha", "the rank of each layer" if report.alphas == report.ranks else _spread(report.alphas.values())),
         ("size", f"{report.parameters:,} parameters, {report.nbytes / 1e6:.1f} MB, {', '.join(report.dtypes)}"),
         ("trigger words", ", ".join(report.trigger_words) or "none are named"),
+        ("embeddings in it", ", ".join(report.embeddings)),
         ("tags", ", ".join(f"{tag} ({count})" for tag, count in list(report.tags.items())[:_MOST_TAGS])),
     ]
     for title, text in rows:

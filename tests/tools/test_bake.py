@@ -108,3 +108,24 @@ def test_what_half_precision_can_not_hold_is_an_error_and_no_file(tmp_path):
     with pytest.raises(CheckpointError, match=r"exceeds what torch\.float16"):
         bake([Part(str(network), 1e9, 1e9)], path, tmp_path / "out.safetensors")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a.safetensors", "base.safetensors"]
+
+
+def test_text_encoders_of_every_layout_are_found():
+    part = "encoder.layers.3.self_attn.q_proj.weight"
+    for start in ("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer.", "conditioner.embedders.0.transformer.text_model."):
+        name = start + part
+        slots = find_slots(["model.diffusion_model.input_blocks.0.0.weight", name], "x")
+        assert slots[("te1", "text_model_encoder_layers_3_self_attn_q_proj")]["weight"].name == name
+    bare = find_slots(["down_blocks.0.resnets.0.conv1.weight", "conv_in.bias", "unrelated.weight"], "x")
+    assert set(bare) == {("unet", "down_blocks_0_resnets_0_conv1"), ("unet", "conv_in")}
+
+
+@pytest.mark.skipif(not hasattr(torch, "float8_e4m3fn"), reason="this torch has no fp8")
+def test_a_checkpoint_in_fp8_stays_in_fp8(tmp_path):
+    unet, text_encoders = make_trees("sd2")
+    path = write_checkpoint(tmp_path / "base.safetensors", state_of("sd2", unet, text_encoders), torch.float8_e4m3fn)
+    network = write(tmp_path / "a.safetensors", lora_for_all("sd2", unet, text_encoders, every=10))
+    done = bake([Part(str(network))], path, tmp_path / "out.safetensors")
+    before, after = read_tensors(path), read_tensors(done.path)
+    assert all(after[name].dtype == before[name].dtype for name in before)
+    assert 0 < sum(not torch.equal(before[name].float(), after[name].float()) for name in before) <= done.layers

@@ -52,7 +52,7 @@ def test_sdxl_has_ldms_names_and_two_text_encoders(tmp_path):
     )
     convert(path, tmp_path / "diffusers.safetensors", "diffusers")
     names = set(read_header(tmp_path / "diffusers.safetensors").tensors)
-    assert "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight" in names
+    assert "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.down.weight" in names
     assert "unet.up_blocks.0.upsamplers.0.conv.lora_B.weight" in names
     convert(tmp_path / "diffusers.safetensors", tmp_path / "folder", "peft")
     assert sorted(each.name for each in (tmp_path / "folder").iterdir()) == ["text_encoder", "text_encoder_2", "unet"]
@@ -132,6 +132,31 @@ def test_diffusers_loads_the_file_and_changes_its_unet_as_we_do(dora, unet_maker
     unet.load_lora_adapter(state, prefix="unet", network_alphas=alphas, metadata=metadata)
     unet.fuse_lora()
     assert_as_here(path, before, changes(before, unet))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT asks transformers 5 for something under its old name
+@pytest.mark.parametrize("mlp_only", [False, True])
+def test_diffusers_loads_the_file_into_its_text_encoder(mlp_only, tmp_path):
+    pytest.importorskip("peft")
+    pytest.importorskip("diffusers")
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(hidden_size=24, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2, vocab_size=20, bos_token_id=0, eos_token_id=1)
+    text = CLIPTextModel(config)
+    layers = {"fc1": (96, 24), "fc2": (24, 96)} if mlp_only else {"fc1": (96, 24), "q_proj": (24, 24)}
+    names = {part: TE.replace("mlp_fc1", f"self_attn_{part}" if part == "q_proj" else f"mlp_{part}") for part in layers}
+    tensors = [lora(names[part], shape, rank=2 + place, alpha=1.0 + 5 * place, seed=place) for place, (part, shape) in enumerate(layers.items())]
+    path = write(tmp_path / "a.safetensors", tensors[0] | tensors[1])
+    convert(path, tmp_path / "diffusers.safetensors", "diffusers")
+    state, alphas, metadata = StableDiffusionLoraLoaderMixin.lora_state_dict(str(tmp_path), weight_name="diffusers.safetensors", return_lora_metadata=True)
+    StableDiffusionLoraLoaderMixin.load_lora_into_text_encoder(state, alphas, text, prefix="text_encoder", metadata=metadata)
+    for part, name in names.items():
+        module = next(module for path, module in text.named_modules() if path.endswith(part))
+        before = module.base_layer.weight.clone()
+        module.merge()
+        expected = open_network(path).layers[name].delta(before)
+        assert torch.allclose(module.base_layer.weight - before, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's own about a UNet without a transformers config
@@ -280,3 +305,29 @@ def test_bad_outputs_are_refused_before_anything_is_read(tmp_path):
     with pytest.raises(NetworkFileError, match="folder without adapter_model"):
         convert(tmp_path, tmp_path / "c.safetensors", "kohya")
     assert path.read_bytes() == before
+
+
+def test_embeddings_that_are_packed_with_a_network_stay_in_it(tmp_path):
+    vectors = {"bundle_emb.zorbix.string_to_param.*": rand(0, 2, 768), "stray": torch.ones(1)}
+    path = write(tmp_path / "a.safetensors", lora(Q, (32, 24)) | vectors)
+    for to in ("kohya", "locon"):
+        done = convert(path, tmp_path / "b.safetensors", to)
+        assert torch.equal(read_tensors(done.path)["bundle_emb.zorbix.string_to_param.*"], rand(0, 2, 768))
+        assert done.notes == ["keys that belong to no layer, left out: 1, for example stray"]
+    assert convert(path, tmp_path / "c.safetensors", "diffusers").notes[-1].endswith("left out: zorbix")
+
+
+def test_a_folder_is_not_written_into_the_folder_that_it_comes_from(tmp_path):
+    convert(write_locon(tmp_path / "a.safetensors"), tmp_path / "folder", "peft")
+    before = {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
+    for source, out, to in (
+        (tmp_path / "folder" / "unet" / "adapter_model.safetensors", tmp_path / "folder" / "unet", "peft"),
+        (tmp_path / "folder", tmp_path / "folder", "peft"),
+        (tmp_path / "folder", tmp_path / "folder" / "unet" / "adapter_model.safetensors", "kohya"),
+        (tmp_path / "folder", tmp_path / "folder" / "unet", "peft"),
+        (tmp_path / "folder" / "text_encoder", tmp_path / "folder", "peft"),
+    ):
+        with pytest.raises(ConfigError, match="input"):
+            convert(source, out, to)
+    assert {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()} == before
+    assert convert(tmp_path / "folder", tmp_path / "folder" / "all.safetensors", "kohya").layers == 6  # another name is another file
