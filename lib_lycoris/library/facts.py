@@ -69,12 +69,13 @@ def read_facts(path: Path) -> Facts:
 def make_facts(header: Header) -> Facts:
     """The facts that stand in a header."""
     metadata = header.metadata
-    kinds = _count_kinds(header)
+    layers = _group(header)
+    kinds = _count_kinds(layers)
     foreign = None if kinds else describe_foreign(header.tensors)
     digest = (metadata.get("sshs_model_hash") or "").lower()
     return Facts(
         kind=" + ".join(title for title, _ in kinds.most_common(3)) or None,
-        rank=_rank(header),
+        rank=_rank(layers, metadata),
         base_model=read_base_model(metadata, {key: shape for key, (_, shape) in header.tensors.items()}),
         alias=_text(metadata, "ss_output_name"), title=_text(metadata, "modelspec.title"), description=_text(metadata, "modelspec.description"),
         trigger_phrase=_text(metadata, "modelspec.trigger_phrase"), tags=_text(metadata, "modelspec.tags"),
@@ -116,25 +117,31 @@ class FactsCache:
             return read_facts(path)
 
 
-def _count_kinds(header: Header) -> Counter[str]:
-    grouped: dict[str, set[str]] = {}
-    for key in header.tensors:
-        parts = split_key(key)
-        if parts is not None:
-            grouped.setdefault(parts[0], set()).add(parts[1])
-    titles = (next((kind.title for kind in KINDS if not held.isdisjoint(kind.marks)), None) for held in grouped.values())
-    return Counter(title for title in titles if title is not None)
-
-
-def _rank(header: Header) -> int | None:
-    ranks: Counter[int] = Counter()
+def _group(header: Header) -> dict[str, dict[str, tuple[int, ...]]]:
+    """For each layer its parameters' shapes."""
+    grouped: dict[str, dict[str, tuple[int, ...]]] = {}
     for key, (_, shape) in header.tensors.items():
         parts = split_key(key)
-        if parts is not None and parts[1] in _RANKED and shape:
-            ranks[shape[0]] += 1
+        if parts is not None:
+            grouped.setdefault(parts[0], {})[parts[1]] = shape
+    return grouped
+
+
+def _count_kinds(layers: Mapping[str, Mapping[str, object]]) -> Counter[str]:
+    titles: Counter[str] = Counter()
+    for held, count in Counter(frozenset(held) for held in layers.values()).items():  # layers are of few sorts
+        title = next((kind.title for kind in KINDS if not held.isdisjoint(kind.marks)), None)
+        if title is not None:
+            titles[title] += count
+    return titles
+
+
+def _rank(layers: Mapping[str, Mapping[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> int | None:
+    shapes = (next((held[name] for name in _RANKED if name in held), ()) for held in layers.values())
+    ranks = Counter(shape[0] for shape in shapes if shape)
     if ranks:
         return ranks.most_common(1)[0][0]
-    told = header.metadata.get("ss_network_dim", "")
+    told = metadata.get("ss_network_dim", "")
     return int(told) if told.isascii() and told.isdigit() and len(told) < 7 else None
 
 
