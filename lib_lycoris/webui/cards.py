@@ -226,4 +226,4 @@ def _shown(network: Shelved, version: str) -> list[str]:
     if facts.description and settings.ABOUT in wanted:
         lines.append(facts.description)
     problem = (facts.problem or "").removeprefix(f"{shown(network.path)} ")
-    return [f"can't be used: {problem}" if problem else "", *lines]
+    return [f"can't be used: {'it ' if problem.startswith('is ') else ''}{problem}" if problem else "", *lines]
