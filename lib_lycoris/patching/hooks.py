@@ -80,10 +80,10 @@ class ModulePatch:
         """Takes back what this owner wants; after the last owner nothing of this is left on the module."""
         with LOCK:
             self.recover()
-            if self._claims.pop(owner, None) is not None:
+            if self._claims.pop(owner, None) is not None and self._claims:
                 self._rebuild()
             if not self._claims:
-                self._anchor.remove()
+                self._clear()
 
     def recover(self) -> None:
         """Puts the module's own tensors back when an interrupt left ours in."""
@@ -168,6 +168,18 @@ class ModulePatch:
             swap.keep(gone)
             swap.join(self)
         self.arrange()
+
+    def _clear(self) -> None:
+        """Takes off all hooks."""
+        slots, self.slots, self.settles = self.slots, [], ()
+        if self._tree is not None:
+            self._tree.leave(self, slots)
+        if self._own is not None:
+            self._own.leave(self, ())
+        if self._beside is not None:
+            self._beside[1].remove()
+        self._tree = self._own = self._beside = None
+        self._anchor.remove()
 
     def _loaded(self, *args: Any) -> None:
         """A state was loaded into the module itself."""

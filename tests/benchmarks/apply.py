@@ -75,7 +75,8 @@ class Bench:
         self.session = Session(unet)
         self.networks = [make_network(self.session, kind, seed) for seed in (1, 2)]
         self.weights = [self.session.targets[home].module.weight for home in self.networks[0].targets.values()]
-        self.backup = [weight.detach().clone() for weight in self.weights]
+        copies = {weight.shape: weight.detach().clone() for weight in self.weights}
+        self.backup = [copies[weight.shape] for weight in self.weights]  # one for each shape: less memory, and if anything a quicker copy
         self.deltas = [self._floor(layer, weight) for layer, weight in zip(self.networks[0].layers.values(), self.weights, strict=True)]
         self.bytes = sum(weight.numel() * weight.element_size() for weight in self.weights)
 
