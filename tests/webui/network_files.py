@@ -17,6 +17,7 @@ Shapes = dict[tuple[str, str], tuple[int, ...]]
 _UNET = "model.diffusion_model."
 _TEXT = "cond_stage_model.transformer."
 LINEAR = re.compile(r"(attn[12]_to_[qkv]|attn[12]_to_out_0|ff_net_0_proj|ff_net_2|proj_in|proj_out|[qkv]_proj|out_proj|mlp_fc[12])$")
+PROJECTIONS = re.compile(r"(attn[12]_to_[qkv]|ff_net_2)$")
 CONVOLUTION = re.compile(r"(conv1|conv2|downsamplers_0_conv|upsamplers_0_conv)$")
 
 
@@ -56,14 +57,17 @@ def write_network(path: Path, shapes: Shapes, seed: int, pattern: re.Pattern = L
     save_file(tensors, str(path), {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_base_model_version": "sd_v1"})
 
 
-def write_ia3(path: Path, shapes: Shapes, seed: int, pattern: re.Pattern = LINEAR, size: float = 0.5) -> None:
-    """An (IA)³ of LyCORIS on the UNet's layers whose names match: ΔW is the weight itself times a factor of about `size` for each output."""
+def write_ia3(path: Path, shapes: Shapes, seed: int, pattern: re.Pattern = PROJECTIONS, size: float = 0.5) -> None:
+    """An (IA)³ of LyCORIS on the UNet's linear layers whose names match: ΔW is the weight itself times a factor of about `size` for each output.
+
+    No convolutions: the built-in extension is wrong there.
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for (component, name), shape in sorted(shapes.items()):
         if component == "unet" and pattern.search(name):
             key = kohya_name(component, name)
-            tensors[f"{key}.weight"] = size * torch.randn(shape[0], *[1] * (len(shape) - 2 and len(shape) - 1), generator=generator)
+            tensors[f"{key}.weight"] = size * torch.randn(shape[0], generator=generator)
             tensors[f"{key}.on_input"] = torch.tensor(False)
     save_file(tensors, str(path))
 
