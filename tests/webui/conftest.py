@@ -14,6 +14,11 @@ from .stand_in import StandIn
 UNSET = "WEBUI_DIR is not set: the tests of the real WebUI v1.10.1 were skipped (set it to the WebUI's folder, and WEBUI_PYTHON to its python)"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests in a browser come last: what a browser leaves open keeps the real WebUI from ending its server at "Reload UI"."""
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
 def write_networks(webui) -> None:
     """The files that the tests speak of: A (LoRA), B (LoCon), I ((IA)³: its ΔW depends on the weight), elsewhere (mostly another model's), broken (cut off)."""
     write_network(webui.networks / "A.safetensors", webui.shapes, seed=11, pattern=LINEAR)
