@@ -65,8 +65,9 @@ def page(real_webui, own, browser):
     page.goto(real_webui._url)
     page.locator("#txt2img_extra_tabs > .tab-nav > button", has_text="LyCORIS").click()
     page.locator("#txt2img_lycoris_cards .card").first.wait_for()
-    page.locator("#txt2img_lycoris_extra_refresh").first.click()
-    card(page, INNER).wait_for()
+    if not card(page, INNER).count():  # a start shows the folders as they were when the first browser came
+        page.locator("#txt2img_lycoris_extra_refresh").first.click()
+        card(page, INNER).wait_for()
     yield page
     assert page.evaluate(f"window.{FLAG}") is None
     assert [error for error in errors if not any(known in error for known in OF_THE_HOST)] == []
@@ -187,14 +188,3 @@ def test_the_settings_page_has_our_section(page):
     for key in ("lycoris_folders", "lycoris_cache_mb", "lycoris_default_strength", "lycoris_add_hashes", "lycoris_on_cards", "lycoris_block_presets"):
         assert page.locator(f"#setting_{key}").is_visible()
     assert page.locator("#setting_lycoris_folders textarea").count() == 1
-
-
-def test_after_reload_ui_the_page_is_there_once(page, real_webui):
-    page.goto("about:blank")  # the host's server ends when its connections have
-    for _ in range(2):
-        real_webui.reload_ui()
-    page.goto(real_webui._url)
-    tabs = page.locator("#txt2img_extra_tabs > .tab-nav > button")
-    tabs.filter(has_text="LyCORIS").wait_for()
-    assert [text.strip() for text in tabs.all_inner_texts()].count("LyCORIS") == 1
-    assert page.locator("[id=txt2img_lycoris_edit_user_metadata]").count() <= 1

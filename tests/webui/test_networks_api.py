@@ -77,9 +77,17 @@ def test_strangers_are_refused(real_webui, network, method, authorised, headers,
     assert network.exists() and not network.with_suffix(".json").exists()
 
 
-def test_the_routes_are_described_once_also_after_reload_ui(real_webui):
+def test_routes_page_axes_and_settings_are_there_once_also_after_reload_ui(real_webui):
     for _ in range(2):
         real_webui.reload_ui()
+    parts = [part["props"] for part in real_webui.ask("/config")["components"]]
+    assert [props.get("elem_id") for props in parts if props.get("label") == "LyCORIS"] == ["txt2img_lycoris", "img2img_lycoris",
+                                                                                                       "settings_lycoris"]
+    settings = [props["elem_id"] for props in parts if str(props.get("elem_id")).startswith("setting_lycoris_")]
+    assert len(settings) == len(set(settings)) == 7
+    (plot,) = [info for info in real_webui.ask("/sdapi/v1/script-info") if info["name"] == "x/y/z plot" and not info["is_img2img"]]
+    axes = [label for label in plot["args"][0]["choices"] if "Lyco" in label]
+    assert len(axes) == len(set(axes)) == 5
     paths = real_webui.ask("/openapi.json")["paths"]
     ours = {path: sorted(methods) for path, methods in paths.items() if path.startswith("/lycoris")}
     assert ours == {ROUTE: ["get"], f"{ROUTE}/{{name}}": ["delete", "get", "patch"]}
