@@ -34,6 +34,8 @@ class LowRankLayer(nn.Module, Layer):
         self.lora_down = parts.holder(weight=down)
         self.lora_up = parts.holder(weight=up, bias=bias)
         self.lora_mid = None if mid is None else parts.holder(weight=mid)
+        # asked for at every change of networks, and slow to find out from parameters of parameters
+        self._rows_columns = up.shape[0], math.prod(down.shape[1:]) * (1 if mid is None else math.prod(mid.shape[2:]))
 
     @classmethod
     def create(cls, target: nn.Module | Sequence[int], rank: int, alpha: float | None = None, generator: torch.Generator | None = None) -> LowRankLayer:
@@ -111,12 +113,11 @@ class LowRankLayer(nn.Module, Layer):
 
     def _size(self) -> tuple[int, int]:
         """Rows and columns of ΔW: O, and I times the kernel."""
-        kernel = 1 if self.lora_mid is None else self.lora_mid.weight[0, 0].numel()
-        return self.lora_up.weight.shape[0], self.lora_down.weight[0].numel() * kernel
+        return self._rows_columns
 
     def _scaled(self, up: Tensor) -> Tensor:
         # in float32, before any cast to half: a small scale times a small value must not round away
-        return up.float() * self.scale
+        return up.float() if self.scale == 1 else up.float() * self.scale
 
     def _multiply(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         # a linear layer's core has a kernel of one

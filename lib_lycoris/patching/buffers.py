@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 HUGE = 2 << 20
 """Bytes of a huge page."""
+
+RUN = 64 << 20
+"""Bytes of the mappings that pieces of one size share: few are quick to give back, small ones go as soon as the last piece in them does."""
 
 _LINE = 64
 _CAN_MAP = all(hasattr(mmap, name) for name in ("MAP_PRIVATE", "MAP_ANONYMOUS", "MADV_HUGEPAGE"))
@@ -23,18 +26,20 @@ class Buffers:
         """From flat tensors whose contents nobody needs any more."""
         self._spare: dict[tuple, list[Tensor]] = {}
         self._arena: Tensor | None = None
+        self._runs: dict[tuple, list[Tensor]] = {}
         for piece in spare:
             self._spare.setdefault((piece.numel(), piece.dtype, piece.device), []).append(piece)
 
     def reserve(self, wanted: Iterable[tuple[int, torch.dtype, torch.device]]) -> None:
-        """Gets the memory for all small ones of these (values, dtype, device) that nothing spare serves in one piece: single pages are slow to come."""
-        counts = {key: len(pieces) for key, pieces in self._spare.items()}
-        size = 0
+        """Gets the memory for all of these (values, dtype, device) that nothing spare serves: the small ones in one piece, as single pages are slow to
+        come, the others with those of their size."""
+        counts: dict[tuple, int] = {}
         for key in wanted:
-            counts[key] = counts.get(key, 0) - 1
-            if counts[key] < 0 and key[2].type == "cpu" and _bytes(key) < HUGE:
-                size += _padded(_bytes(key))
+            counts[key] = counts.get(key, 0) + 1
+        missing = {key: count - len(self._spare.get(key, ())) for key, count in counts.items() if key[2].type == "cpu"}
+        size = sum(count * _padded(_bytes(key)) for key, count in missing.items() if count > 0 and _bytes(key) < HUGE)
         self._arena = _fresh(size, torch.uint8) if size else None
+        self._runs = {key: list(_run(key, count)) for key, count in missing.items() if count > 0 and _bytes(key) >= HUGE}
 
     def take(self, numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """A flat tensor of so many values, with any contents."""
@@ -43,11 +48,23 @@ class Buffers:
             return self._spare[key].pop()
         if device.type != "cpu":
             return torch.empty(numel, dtype=dtype, device=device)
+        if self._runs.get(key):
+            return self._runs[key].pop()
         size = _bytes(key)
         if self._arena is None or size >= HUGE or _padded(size) > self._arena.numel():
             return _fresh(numel, dtype)
         piece, self._arena = self._arena[:size].view(dtype), self._arena[_padded(size):]
         return piece
+
+
+def _run(key: tuple[int, torch.dtype, torch.device], count: int) -> Iterator[Tensor]:
+    """So many pieces of this size, those that fit into RUN side by side."""
+    step = _padded(_bytes(key))
+    while count:
+        some = min(count, max(1, RUN // step))
+        count -= some
+        memory = _fresh(some * step, torch.uint8)
+        yield from (part[:_bytes(key)].view(key[1]) for part in memory.split(step))
 
 
 def _fresh(numel: int, dtype: torch.dtype) -> Tensor:

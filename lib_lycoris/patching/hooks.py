@@ -80,10 +80,17 @@ class ModulePatch:
         """Takes back what this owner wants; after the last owner nothing of this is left on the module."""
         with LOCK:
             self.recover()
-            if self._claims.pop(owner, None) is not None and self._claims:
-                self._rebuild()
-            if not self._claims:
-                self._clear()
+            self._drop(owner)
+
+    @staticmethod
+    def release_all(patches: Iterable[ModulePatch], owner: Hashable) -> None:
+        """Does `release` on each of these."""
+        with LOCK:
+            patches = list(patches)
+            for swap in dict.fromkeys(swap for patch in patches for swap in patch.swaps):
+                swap.recover()
+            for patch in patches:
+                patch._drop(owner)
 
     def recover(self) -> None:
         """Puts the module's own tensors back when an interrupt left ours in."""
@@ -168,6 +175,13 @@ class ModulePatch:
             swap.keep(gone)
             swap.join(self)
         self.arrange()
+
+    def _drop(self, owner: Hashable) -> None:
+        """Forgets what this owner wants; takes all off after the last one."""
+        if self._claims.pop(owner, None) is not None and self._claims:
+            self._rebuild()
+        if not self._claims:
+            self._clear()
 
     def _clear(self) -> None:
         """Takes off all hooks."""

@@ -177,19 +177,20 @@ def _add_blocks(weight: Tensor, up: Tensor, down: Tensor, alpha: float, out: Ten
     if weight.numel() <= BLOCK:
         torch.addmm(weight, up, down, alpha=alpha, out=out)
         return
-    for rows in _blocks(weight):
-        torch.addmm(weight[rows], up[rows], down, alpha=alpha, out=out[rows])
+    for weight_rows, up_rows, out_rows in _blocks(weight, up, out):
+        torch.addmm(weight_rows, up_rows, down, alpha=alpha, out=out_rows)
 
 
 def _round_blocks(weight: Tensor, up: Tensor, down: Tensor, alpha: float, out: Tensor) -> None:
-    for rows in _blocks(weight):
-        out[rows].copy_(weight[rows].to(up.dtype).addmm_(up[rows], down, alpha=alpha))
+    for weight_rows, up_rows, out_rows in _blocks(weight, up, out):
+        out_rows.copy_(weight_rows.to(up.dtype).addmm_(up_rows, down, alpha=alpha))
 
 
-def _blocks(matrix: Tensor) -> Iterator[slice]:
-    rows, columns = matrix.shape
-    step = max(1, BLOCK // max(1, columns)) if matrix.device.type == "cpu" else rows
-    return (slice(start, start + step) for start in range(0, rows, step))
+def _blocks(weight: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of all, as many as are worked on at a time."""
+    rows, columns = weight.shape
+    step = max(1, BLOCK // max(1, columns)) if weight.device.type == "cpu" else rows
+    return zip(*(matrix.split(step) for matrix in (weight, *others)), strict=True)
 
 
 def _add(effect: Effect, total: Tensor, base: Tensor) -> None:

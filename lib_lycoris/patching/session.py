@@ -76,8 +76,8 @@ class Session:
         claims = claims_by_module(self.plan.effects, self._way, self._root, rows=self._rows, **self._options)
         for module, claim in claims.items():
             self._claim(module, claim)
-        for module in [module for module in self._patches if module not in claims]:  # after the claims, which take over their memory
-            self._release(module)
+        gone = [module for module in self._patches if module not in claims]
+        ModulePatch.release_all([self._patches.pop(module) for module in gone], self)  # after the claims, which take over their memory
         self._count_rows(any(effect.dial is not None and effect.target.component == "unet" for effect in self.plan.effects))
         return [leftover.name for leftover in self.plan.leftovers]
 
@@ -113,10 +113,6 @@ class Session:
         if module not in self._patches:
             self._patches[module] = ModulePatch.of(module)
         self._patches[module].claim(self, claim)
-
-    def _release(self, module: nn.Module) -> None:
-        self._patches[module].release(self)
-        del self._patches[module]
 
     def __enter__(self) -> Session:
         return self

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import resource
+import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lib_lycoris.networks.kinds import build_layer
 from lib_lycoris.networks.network import Network
 from lib_lycoris.patching.session import Session
+from tests.benchmarks.measuring import ratio
+from tests.benchmarks.measuring import resident as resident_here
 from tests.patching import trees
+from tests.webui.real import find_webui
 
 SD1 = {"widths": (320, 640, 1280, 1280), "depths": (1, 1, 1, 0)}
 CONTEXT = 768
@@ -194,18 +198,19 @@ def measure_memory(bench: Bench) -> dict:
 def resident(device: str) -> int:
     if device == "cuda":
         return torch.cuda.memory_allocated()
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
+    return resident_here()
 
 
-def ratio(values: list[float], floor: list[float]) -> dict:
-    """Median of the quotients and the 95 % interval of that median, from the order of the values alone."""
-    quotients = sorted(value / least for value, least in zip(values, floor, strict=True))
-    count = len(quotients)
-    reach = max(0, int(count / 2 - 0.98 * count**0.5))
-    return {"median": statistics.median(quotients), "low": quotients[reach], "high": quotients[count - 1 - reach]}
+def beside_the_builtin(args: argparse.Namespace) -> dict | None:
+    """What builtin.py finds in the WebUI of $WEBUI_DIR, where there is one and the model is in main memory."""
+    found = find_webui()
+    kinds = [kind for kind in args.kinds.split(",") if kind in ("lora", "locon")]
+    if found is None or args.device != "cpu" or not kinds:
+        return None
+    webui, python = found
+    command = [str(python), str(Path(__file__).with_name("builtin.py")), str(webui), "--kinds", ",".join(kinds), "--turns", str(args.turns)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}, stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -223,6 +228,9 @@ def run(args: argparse.Namespace) -> dict:
             result["steps"] = measure_steps(bench, unet, args.pairs, dtype)
         del bench
         gc.collect()
+    del unet
+    gc.collect()
+    result["builtin"] = beside_the_builtin(args)
     return result
 
 
@@ -242,6 +250,16 @@ def table(result: dict) -> str:
         steps, swap = result["steps"], result["swap"]
         lines.append(f"\nA step with a merged network / one without: {cell(steps['step'], 4)}, {steps['pairs']} pairs of"
                      f" {steps['seconds_without'] * 1e3:.0f} ms; the root's two hooks: {swap['seconds'] * 1e3:.2f} ms for {swap['layers']} layers.")
+    for kind, found in (result["builtin"] or {"kinds": {}})["kinds"].items():
+        lines.append(f"\nIn the WebUI's Python (torch {result['builtin']['torch']}), {kind}, {found['layers']} layers,"
+                     f" floor {found['floor_seconds'] * 1e3:.0f} ms, copy back {found['copy_seconds'] * 1e3:.0f} ms,"
+                     f" weights agree to {found['agreement']:.0e}:\n")
+        lines += ["| | first / floor | switch / floor | removal / copy back | memory on | after |", "|---|---|---|---|---|---|"]
+        for whose in ("builtin", "ours"):
+            one = found[whose]
+            memory = [f"{size / 1e9:.2f} GB" for size in one["memory"].values()]
+            lines.append(f"| {whose} | {cell(one['first'])} | {cell(one['switch'])} | {cell(one['removal'], 3)} | {memory[0]} | {memory[1]} |")
+        lines.append("| builtin / ours | " + " | ".join(cell(value, 1) for value in found["builtin_over_ours"].values()) + " | | |")
     return "\n".join(lines)
 
 
