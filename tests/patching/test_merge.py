@@ -71,7 +71,7 @@ def test_memory_that_nobody_needs_any_more_is_used_again_and_the_weight_is_not()
 def test_buffers_are_whole_tensors_that_do_not_overlap(can_map, monkeypatch):
     monkeypatch.setattr(buffers, "_CAN_MAP", can_map and buffers._CAN_MAP)
     monkeypatch.setattr(buffers, "RUN", 9 << 20)  # two of the six pieces of 4 MiB in a mapping
-    sizes = [*[(1 << 20, torch.float32)] * 5, (5, torch.float16), (1 << 20, torch.float32), (7, torch.float32), (3 << 20, torch.uint8), (1 << 18, torch.float64), (1, torch.bfloat16)]
+    sizes = [(5, torch.float16), (7, torch.float32), (3 << 20, torch.uint8), (1 << 18, torch.float64), (1, torch.bfloat16), *[(1 << 20, torch.float32)] * 6]
     kept = Buffers()
     kept.reserve((size, dtype, torch.device("cpu")) for size, dtype in sizes)
     pieces = [kept.take(size, dtype, torch.device("cpu")) for size, dtype in sizes]
