@@ -23,9 +23,11 @@ from .dataset import read_dataset
 from .export import About, export_network
 from .frozen import frozen
 from .latents import encode_dataset
+from .material import PlainMaterial
+from .method import PlainMethod
 from .progress import SmoothedLoss, StepReport
 from .selection import create_layers, select_targets
-from .trainer import Material, NotFiniteError, Trainer
+from .trainer import NotFiniteError, Trainer
 
 _log = logging.getLogger(__name__)
 
@@ -86,10 +88,10 @@ def train(
         for layer in layers.values():
             layer.to(backbone.device)
         latents = encode_dataset(backbone, dataset, config.data.resolution, config.training.seed)
-        material = Material([latents[index] for index in dataset.draws], [dataset.pictures[index].caption for index in dataset.draws])
+        material = PlainMaterial([latents[index] for index in dataset.draws], [dataset.pictures[index].caption for index in dataset.draws])
         steps = config.training.total_steps(len(dataset.draws), config.data.batch_size)
         with attach(targets, layers):
-            run = _Run(config, backbone, Trainer(config, backbone, layers, material, steps), states, steps, state)
+            run = _Run(config, backbone, Trainer(config, backbone, PlainMethod(layers), material, steps), states, steps, state)
             stopped = run.go(on_step, should_stop)
 
     about = About(dataset=dataset, steps=run.step, planned=steps, started_at=time.time() - (time.monotonic() - began))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Mapping
 
@@ -61,6 +62,11 @@ def _create_layer(target: Target, settings: NetworkSettings, seed: int) -> LowRa
 def is_large_convolution(module: nn.Module) -> bool:
     """Whether it is a convolution with a kernel larger than 1×1, which has its own rank."""
     return isinstance(module, nn.Conv2d) and tuple(module.kernel_size) != (1, 1)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a layer's name (diffusers' with "_" for ".") has the pattern, with * for anything; blocks may be written with dots."""
+    return fnmatch.fnmatchcase(name, f"*{pattern.replace('.', '_')}*")
 
 
 def _is_selected(target: Target, settings: NetworkSettings) -> bool:
