@@ -16,8 +16,8 @@ class Method(Protocol):
     layers: Mapping[Key, nn.Module]
     """By target; float32 parameters, attached beside their targets."""
 
-    def penalty(self) -> Tensor | None:
-        """What is added to each step's loss, once, whatever the accumulation; None for nothing."""
+    def add_penalty(self) -> Tensor | float:
+        """The value of what is added to each step's loss, after its gradient was added to the parameters' (which are reduced and not scaled by then)."""
 
     def after_step(self, step: int) -> None:
         """Called after the optimiser's step, which counts from 1; the gradients are still there: not scaled, reduced over all processes, clipped."""
@@ -41,8 +41,8 @@ class PlainMethod:
     def __init__(self, layers: Mapping[Key, nn.Module]):
         self.layers = layers
 
-    def penalty(self) -> Tensor | None:
-        return None
+    def add_penalty(self) -> float:
+        return 0.0
 
     def after_step(self, step: int) -> None:
         """Nothing."""

@@ -80,9 +80,6 @@ class Trainer:
         for _, flat in self._flats:
             flat.zero_gradients()
         losses = [self._one_part(step * parts + part, parts, step) for part in range(parts)]
-        penalty = self.method.penalty()
-        if penalty is not None:
-            self._backward(penalty)
         self._settle_gradients(step)
         self._advance(step)
         self.method.after_step(step + 1)
@@ -141,7 +138,7 @@ class Trainer:
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
     def _settle_gradients(self, step: int) -> None:
-        """The step's gradients: averaged over all processes, not scaled, clipped.
+        """The step's gradients: averaged over all processes, not scaled, with the method's penalty in them, clipped.
 
         Raises:
             NotFiniteError: they are not finite, and no loss scaler is there to skip the step.
@@ -151,6 +148,7 @@ class Trainer:
             self._processes.mean_(gradient)
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
+        self.method.add_penalty()
         limit = self._config.training.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_([flat.vector for _, flat in self._flats], limit)
         if self._scaler is None and not torch.isfinite(norm):
