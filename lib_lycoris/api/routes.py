@@ -21,6 +21,9 @@ PREFIX = "/lycoris/v1"
 LARGEST_BODY = 1_000_000
 """Bytes of JSON that a request may carry; a training config has some thousand."""
 
+NAME = "{name:path}"
+"""A network's name in a route: it may hold a folder."""
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -30,6 +33,9 @@ class Callables:
 
     Attributes:
         networks: gives one mapping for each network on disk.
+        network: takes a network's name, gives what is known of it.
+        remark: takes a network's name and the user's remarks on it, gives them as they are then.
+        delete: takes a network's name, gives which files are gone.
         train: takes a training config as nested mappings, starts it, gives the state.
         state: gives the state of the training that runs or ran last.
         stop: asks the running training to save and end, gives the state.
@@ -41,6 +47,9 @@ class Callables:
     state: Callable[[], Mapping[str, Any]] | None = None
     stop: Callable[[], Mapping[str, Any]] | None = None
     generate: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    network: Callable[[str], Mapping[str, Any]] | None = None
+    remark: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
+    delete: Callable[[str], Mapping[str, Any]] | None = None
 
 
 def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str], bool] | None = None, picture: Sequence[Setting] = ()) -> None:
@@ -59,12 +68,18 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
         described: dict[str, Any] = {"responses": {"4XX": _ERROR}}
         if body is not None:
             described["requestBody"] = {"required": True, "content": {"application/json": {"schema": dict(body)}}}
+        named = NAME in path
+        if named:
+            described["parameters"] = [_NAME_DESCRIBED]
         app.add_api_route(
-            PREFIX + path, _endpoint(work, body is not None, authorise), methods=[method], summary=summary, tags=["lycoris"],
-            openapi_extra=described, response_class=JSONResponse, name=f"lycoris {method.lower()} {path.strip('/')}",
+            PREFIX + path, _endpoint(work, named, body is not None, authorise), methods=[method], summary=summary, tags=["lycoris"],
+            openapi_extra=described, response_class=JSONResponse, name=f"lycoris {method.lower()} {path.strip('/').replace(NAME, 'NAME')}",
         )
 
     add("GET", "/networks", "The networks on disk", lambda: {"networks": list(callables.networks())})
+    add("GET", f"/networks/{NAME}", "One network: what its file says, and the user's remarks", callables.network)
+    add("PATCH", f"/networks/{NAME}", "Change the user's remarks on a network", callables.remark, _REMARKS)
+    add("DELETE", f"/networks/{NAME}", "Delete a network's file and what belongs to it alone: remarks, previews", callables.delete)
     add("POST", "/train", "Start a training; the body is a training config", callables.train, json_schema())
     add("GET", "/train", "The training that runs or ran last", callables.state)
     add("POST", "/train/stop", "Save and end the running training", callables.stop)
@@ -98,11 +113,13 @@ class BodyError(LycoError, ValueError):
     """A request's body that can't be read."""
 
 
-def _endpoint(work: Callable[..., Any], takes_body: bool, authorise: Callable[[str, str], bool] | None) -> Callable[..., Any]:
+def _endpoint(work: Callable[..., Any], takes_name: bool, takes_body: bool, authorise: Callable[[str, str], bool] | None) -> Callable[..., Any]:
     async def answer(request: Request) -> JSONResponse:
         try:
             _refuse_foreign_origin(request)
-            arguments = (await _read_body(request),) if takes_body else ()
+            arguments = [request.path_params["name"]] if takes_name else []
+            if takes_body:
+                arguments.append(await _read_body(request))
             return JSONResponse(dict(await run_in_threadpool(work, *arguments)))
         except LycoError as error:
             return _error_response(error)
@@ -176,4 +193,19 @@ _STATUS = ((BusyError, 409), (UnknownNetworkError, 404))
 _ERROR = {
     "description": "What was wrong, where, and what to do",
     "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}}},
+}
+_NAME_DESCRIBED = {
+    "name": "name", "in": "path", "required": True, "schema": {"type": "string"},
+    "description": "The network's name as in the list, with its folder where two have one name. To look at it, its alias or hash will do too.",
+}
+_REMARKS = {
+    "type": "object", "additionalProperties": False,
+    "properties": {
+        "description": {"type": "string", "description": "Stands on the card"},
+        "sd version": {"type": "string", "enum": ["SD1", "SD2", "SDXL", "Unknown"], "description": "The base model that it is for"},
+        "activation text": {"type": "string", "description": "A click on the card writes it behind the tag"},
+        "preferred weight": {"type": "number", "description": "Strength that a click on the card writes; 0 means none"},
+        "negative text": {"type": "string", "description": "A click on the card writes it into the negative prompt"},
+        "notes": {"type": "string", "description": "Whatever is worth keeping"},
+    },
 }

@@ -105,7 +105,8 @@ def make_app(bench: Workbench) -> Any:
     app = FastAPI(title="Lyco Studio", docs_url="/docs")
     # A page of another site could reach 127.0.0.1 under a name of its own; it can't forge the name it asks for.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[ADDRESS, "localhost"])
-    callables = Callables(networks=bench.networks, train=bench.train, state=bench.state, stop=bench.stop, generate=lambda values: _generate(bench, values))
+    callables = Callables(networks=bench.shelf.rows, network=bench.shelf.look_into, remark=bench.shelf.remark, delete=bench.shelf.delete,
+                          train=bench.train, state=bench.state, stop=bench.stop, generate=lambda values: _generate(bench, values))
     add_routes(app, callables, picture=record)
     page = make_page(bench, record)
     allowed = [str((bench.outputs / "pictures").resolve())]

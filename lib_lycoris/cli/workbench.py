@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import BusyError, ConfigError, LycoError, UnknownNetworkError
+from ..errors import BusyError, ConfigError, LycoError
 from ..training.config import TrainConfig
 from ..training.job import TrainJob
 
@@ -44,6 +44,7 @@ class Workbench:
         self._error: LycoError | None = None
         self._stop_generating = threading.Event()
         self._catalogue = self._make_catalogue()
+        self._shelf = self._make_shelf()
         self.job = TrainJob(self._train, self._lock)
 
     def load(self) -> None:
@@ -88,27 +89,24 @@ class Workbench:
 
     # ---------------------------------------------------------------- networks
 
+    @property
+    def shelf(self) -> Any:
+        """The networks on disk, without the states that trainings keep beside theirs."""
+        return self._shelf
+
     def network_names(self) -> list[str]:
         """Names of the networks on disk now, as they stand in a tag."""
-        return [network["name"] for network in self.networks()]
-
-    def networks(self) -> list[dict[str, Any]]:
-        """For each network on disk its name, its tag, its file and how large it is."""
-        self._catalogue.scan()
-        found = []
-        for name in self._catalogue.names():
-            try:
-                path = self._catalogue.find(name)
-                if not path.parent.name.endswith(_STATES_ENDING):
-                    found.append({"name": name, "tag": f"<lyco:{name}:1>", "file": str(path), "bytes": path.stat().st_size})
-            except (UnknownNetworkError, OSError):  # deleted between the two looks
-                continue
-        return found
+        return [network["name"] for network in self.shelf.rows()]
 
     def _make_catalogue(self) -> Any:
         from ..library.catalogue import Catalogue
 
         return Catalogue(self._folders)
+
+    def _make_shelf(self) -> Any:
+        from ..library.shelf import Shelf
+
+        return Shelf(lambda: self._catalogue, lambda: self._folders, leave_out=lambda path: path.parent.name.endswith(_STATES_ENDING))
 
     def _make_networks(self) -> Any:
         from ..generation import Generation

@@ -9,12 +9,15 @@ _KOHYA = re.compile(r"(?:lora_(?:unet|te\d?|transformer|prior_te)|oft_unet|lycor
 # An adapter's name ("default") stands between the factor and "weight" in raw PEFT dumps.
 _PEFT = re.compile(r"(.+)\.lora_([AB])(?:\.[^.]+)?\.(weight|bias)")
 _ADALORA = re.compile(r"(.+)\.(lora_[ABE]|ranknum)(?:\.(?!weight$|bias$)[^.]+)?")
+# HCP-Diffusion's; its alpha is already divided by the rank. Its safetensors have "lora:" before the path, its pickles a dict "lora".
+_HCP = re.compile(r"(?:lora[.:])?(?!lora_ema)([^:]+)\.___\.(?:layer\.)?(W_down|W_up|lora_down\.weight|lora_up\.weight|bias|alpha|scale)")
 _DIFFUSERS = re.compile(r"(.+?)(?:_lora|\.lora|\.lora_linear_layer|\.lora_conv2d_layer)\.(down|up|alpha)(?:\.(weight|bias))?")
 _NAMED = re.compile(
     r"(.+)\.(lora_(?:up|down|mid)\.weight|lora_up\.bias|alpha|scale|dora_scale|lora_magnitude_vector|lora_embedding_[AB]|bias_(?:indices|values|size)"
     r"|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12])|(?:[ab][12]|bm)\.weight|oft_(?:blocks|diag)|oft_R\.(?:weight|scaled_oft)|rescale|boft_[Rs]"
-    r"|on_input|ia3_l|[wb]_norm|diff(?:_b)?|set_weight)(?:\.default)?(?:\.weight)?"
+    r"|on_input|ia3_l|[wb]_norm|diff(?:_b)?|set_weight)(?:\.[^.]+)?(?:\.weight)?"
 )
+_HCP_NAMES = {"W_down": "lora_down.weight", "W_up": "lora_up.weight", "bias": "lora_up.bias", "alpha": "scale"}
 _FACTORS = {("A", "weight"): "lora_down.weight", ("B", "weight"): "lora_up.weight", ("B", "bias"): "lora_up.bias", ("A", "bias"): "lora_down.bias"}
 
 
@@ -25,6 +28,8 @@ def split_key(key: str) -> tuple[str, str] | None:
     """
     if key.startswith(("ip_adapter", "bundle_emb.")):  # they have low-rank factors or scales of their own inside
         return None
+    if match := _HCP.fullmatch(key):
+        return match[1], _HCP_NAMES.get(match[2], match[2])
     head, dot, rest = key.partition(".")
     if dot and _KOHYA.fullmatch(head) and not rest.startswith(("lora.", "lora_A", "lora_B")):
         return head, rest
@@ -43,7 +48,7 @@ _FOREIGN = (
     (r"lllite_", "a ControlNet-LLLite, which the ControlNet extension loads"),
     (r"^ip_adapter|^image_proj", "an IP-Adapter, which the ControlNet extension loads"),
     (r"control_model\.|input_hint_block|zero_convs|controlnet_|^controlnet", "a ControlNet; put it into models/ControlNet"),
-    (r"^(unet|text_encoder):\d+:(up|down)|lora_block\.W_(up|down)", "a network in cloneofsimo's or HCP's form, not supported yet; convert it to kohya's form"),
+    (r"\.(vera_lambda_[bd]|fourierft_spectrum|hra_u|ln_tuning_layers|oft_r|prompt_embeddings)\b", "an adapter of PEFT's of a kind not known here (its config's peft_type)"),
     (r"^(adapter\.)?body\.\d+\.", "a T2I-Adapter; it is chosen in the adapter list, not by a tag in the prompt"),
     (r"^(model\.)?diffusion_model\.|first_stage_model\.|cond_stage_model\.|conditioner\.", "a whole checkpoint; put it into models/Stable-diffusion"),
     (r"^(down|up)_blocks\.|^mid_block\.", "a whole UNet in diffusers' form; load it as a model"),

@@ -13,14 +13,18 @@ import math
 import os
 import secrets
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lib_lycoris.errors import LycoError, NetworkFileError, shown
+from lib_lycoris.files import memory
+from lib_lycoris.files.numbers import PIECE, find_infinite
 from lib_lycoris.files.regular import open_regular, unreadable
 
 # The library's own order of dtypes, widest first: files hold their tensors so, and other tools' hashes of the data depend on it.
@@ -75,26 +79,107 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     return _parse_header(path, text, size - 8 - length)
 
 
-def read_tensors(path: str | os.PathLike[str], header: Header | None = None) -> dict[str, Tensor]:
-    """All tensors of the safetensors file at `path` by name, on the CPU, in the file's dtypes; they share one buffer that nothing else holds.
+def read_tensors(
+    path: str | os.PathLike[str], header: Header | None = None, names: Iterable[str] | None = None, check: bool = False, mapped: bool = False
+) -> dict[str, Tensor]:
+    """Tensors of the safetensors file at `path` by name, on the CPU, in the file's dtypes, as views of one buffer.
 
-    The file is read, not mapped: a program that overwrites it later (a trainer does) can't change or crash what was loaded, and Windows may replace it.
+    Args:
+        path: the file.
+        header: what `read_header` gave for it, if it was read before.
+        names: which tensors; all when None. The bytes of others are not touched.
+        check: refuse values that are not finite; they are looked at while they are in the processor's cache.
+        mapped: a large file may be mapped rather than copied: files/memory.py says what is won and what is risked. A copy is nobody else's: a program that
+            overwrites the file later (a trainer does) can't change or crash what was loaded.
 
     Raises:
-        NetworkFileError: as `read_header`, or the file changed in between.
+        NetworkFileError: as `read_header`, or the file changed in between, or (with `check`) a tensor holds NaN or infinity.
     """
     header = header or read_header(path)
-    size = max((end for _, end in header.spans.values()), default=0)
-    data = torch.empty(size, dtype=torch.uint8)
+    runs = _runs(header, header.tensors if names is None else [name for name in names if name in header.tensors])
     try:
         with open_regular(path) as file:
-            file.seek(header.data_start)
-            count = file.readinto(memoryview(data.numpy())) if size else 0
+            size, whole = os.fstat(file.fileno()).st_size, header.data_start + max((run.end for run in runs), default=0)
+            if size < whole:
+                raise _damaged(path, f"only {size} of {whole} bytes are there: cut off")
+            if mapped and memory.can_map(sum(run.nbytes for run in runs)):
+                pieces = _map(file, header, runs)
+            else:
+                pieces = _copy(file, header, runs)
+            values = {}
+            for run, piece, parts in pieces:
+                for start, part in parts:
+                    if check and (place := find_infinite(part, run.dtype)) is not None:
+                        raise _not_finite(path, header, run, start + place)
+                values.update(_cut(header, run, piece))
+            return values
     except OSError as error:
         raise unreadable(path, error) from error
-    if count != size:
-        raise _damaged(path, f"only {count} of {size} bytes of data could be read: cut off")
-    return {name: _view(data, *header.spans[name], *header.tensors[name]) for name in header.tensors}
+
+
+@dataclass
+class _Run:
+    """Tensors of one dtype that stand one after another in the file, from byte `begin` of the data to `end`."""
+
+    names: list[str]
+    dtype: torch.dtype
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+
+# A run, its bytes, and the same bytes in pieces, each with its place; a piece is there when it is asked for.
+_Pieces = Iterator["tuple[_Run, np.ndarray, Iterator[tuple[int, np.ndarray]]]"]
+
+
+def _runs(header: Header, names: Iterable[str]) -> list[_Run]:
+    runs: list[_Run] = []
+    for (begin, end), name in sorted((header.spans[name], name) for name in names):
+        dtype = header.tensors[name][0]
+        if runs and runs[-1].dtype == dtype and runs[-1].end == begin:
+            runs[-1].names.append(name)
+            runs[-1].end = end
+        else:
+            runs.append(_Run([name], dtype, begin, end))
+    return runs
+
+
+def _map(file: BinaryIO, header: Header, runs: list[_Run]) -> _Pieces:
+    data = memory.mapped(file, header.data_start + runs[-1].end)
+    for run in runs:
+        piece = data[header.data_start + run.begin : header.data_start + run.end]
+        yield run, piece, ((start, piece[start : start + PIECE]) for start in range(0, len(piece), PIECE))
+
+
+def _copy(file: BinaryIO, header: Header, runs: list[_Run]) -> _Pieces:
+    data, place = memory.fresh(sum(run.nbytes + 7 for run in runs)), 0
+    for run in runs:
+        piece = data[place : place + run.nbytes]
+        place += (run.nbytes + 7) // 8 * 8  # every run begins at a whole number of values, whatever the file's writer did
+        file.seek(header.data_start + run.begin)
+        yield run, piece, _fill(file, piece)
+
+
+def _fill(file: BinaryIO, piece: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    for start in range(0, len(piece), PIECE):
+        part = piece[start : start + PIECE]
+        count = file.readinto(memoryview(part))
+        if count != len(part):
+            raise OSError(f"the file was cut off while it was read, {count} of {len(part)} bytes came")
+        yield start, part
+
+
+def _cut(header: Header, run: _Run, piece: np.ndarray) -> Iterator[tuple[str, Tensor]]:
+    """The run's tensors by name, as views of its bytes."""
+    values = torch.from_numpy(piece).view(run.dtype)
+    if values.data_ptr() % _SIZES[run.dtype]:  # a mapped file whose writer did not align its tensors
+        values = values.clone()
+    shapes = [header.tensors[name][1] for name in run.names]
+    for name, shape, flat in zip(run.names, shapes, values.split([math.prod(shape) for shape in shapes]), strict=True):
+        yield name, flat.view(shape)
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -147,6 +232,11 @@ def _parse_header(path: str | os.PathLike[str], text: bytes, size: int) -> Heade
     end = max((end for _, (_, end) in entries.values()), default=0)
     if end != size:
         raise _damaged(path, f"its header speaks of {end} bytes of tensors, {size} are there: {'cut off' if end > size else 'something was added'}")
+    last = 0
+    for name, (_, (begin, past)) in sorted(entries.items(), key=lambda item: item[1][1]):
+        if begin != last:
+            raise _damaged(path, f"its header lets tensor {shown(name)} begin at byte {begin}, where {last} was to come: tensors overlap or leave a gap")
+        last = past
     return Header(metadata, {name: about for name, (about, _) in entries.items()}, {name: span for name, (_, span) in entries.items()}, 8 + len(text))
 
 
@@ -170,11 +260,10 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return content
 
 
-def _view(data: Tensor, begin: int, end: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    part = data[begin:end]
-    # a writer that does not align its tensors: torch can't view such bytes
-    part = part.clone() if begin % _SIZES[dtype] else part
-    return part.view(dtype).reshape(shape)
+def _not_finite(path: str | os.PathLike[str], header: Header, run: _Run, place: int) -> NetworkFileError:
+    name = next(name for name in run.names if header.spans[name][1] > run.begin + place)
+    advice = "the file is damaged or its training failed; get it again, or train at a lower rate"
+    return NetworkFileError(f"{shown(path)}: tensor {shown(name)} holds values that are not finite (NaN or infinite): {advice}")
 
 
 def _damaged(path: str | os.PathLike[str], what: str) -> NetworkFileError:

@@ -17,14 +17,6 @@ def hadamard_delta(left1: Tensor, right1: Tensor, left2: Tensor, right2: Tensor,
     return (first * second).reshape(tuple(shape))
 
 
-def core_times_right(core: Tensor, right: Tensor) -> Tensor:
-    """core [R,S,K,K] · right [S,I] as a right factor [R,I·K·K] float32: with it a Tucker form is a plain product.
-
-    Source: LyCORIS, docs/Algo-Details.md, "Tucker decomposition": Σ core[r,s,k,l] · right[s,i].
-    """
-    return torch.einsum("rs...,si->ri...", core.float(), right.float()).flatten(1)
-
-
 def khatri_rao_factors(left1: Tensor, right1: Tensor, left2: Tensor, right2: Tensor) -> tuple[Tensor, Tensor]:
     """Factors [O,R²] and [R²,I] float32 whose product is (left1 · right1) ⊙ (left2 · right2): from left [O,R] and right [R,I].
 

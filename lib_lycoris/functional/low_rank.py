@@ -27,15 +27,26 @@ def tucker_delta(up: Tensor, mid: Tensor, down: Tensor, shape: Sequence[int]) ->
     return torch.einsum("np...,on,pi->oi...", mid.float(), up.float().flatten(1), down.float().flatten(1)).reshape(tuple(shape))
 
 
-def linear_output(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """What ΔW adds to a linear layer's output: x [...,I], down [R,I], up [O,R] → [...,O], as two small products."""
-    return F.linear(F.linear(x, down), up)
+def fold_core(core: Tensor, down: Tensor) -> Tensor:
+    """core [R,S,K,K] and down [S,I] as one right factor [R,I·K·K] float32, with which a Tucker form is a plain product.
+
+    Source: as `tucker_delta`, its core and down contracted first.
+    """
+    return torch.einsum("rs...,si->ri...", core.float(), down.float()).flatten(1)
 
 
-def conv_output(x: Tensor, down: Tensor, up: Tensor, stride=1, padding=0, dilation=1, groups: int = 1) -> Tensor:
-    """What ΔW adds to a convolution's output: x [B,I,H,W], down [R,I/groups,K,K], up [O,R,1,1] → [B,O,H',W']."""
+def linear_output(x: Tensor, down: Tensor, up: Tensor, values: Tensor | None = None) -> Tensor:
+    """What ΔW adds to a linear layer's output: x [...,I], down [R,I], up [O,R] → [...,O], as two small products; `values` [R] go between them."""
+    inner = F.linear(x, down)
+    return F.linear(inner if values is None else inner * values, up)
+
+
+def conv_output(x: Tensor, down: Tensor, up: Tensor, stride=1, padding=0, dilation=1, groups: int = 1, values: Tensor | None = None) -> Tensor:
+    """What ΔW adds to a convolution's output: x [B,I,H,W], down [R,I/groups,K,K], up [O,R,1,1] → [B,O,H',W']; `values` [R] go between the two."""
     convolution = _CONVOLUTIONS[down.ndim]
     inner = convolution(_groups_into_batch(x, groups), down, None, stride, padding, dilation)
+    if values is not None:
+        inner = inner * values.reshape(-1, *(1 for _ in down.shape[2:]))
     return convolution(_groups_into_channels(inner, groups), up, groups=groups)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lib_lycoris.errors import ConfigError, shown
-from lib_lycoris.functional.hadamard import core_times_right
 from lib_lycoris.functional.kronecker import add_kronecker, factor_pair, kronecker_conv_output, kronecker_delta, kronecker_output
+from lib_lycoris.functional.low_rank import fold_core
 from lib_lycoris.networks import parts
 from lib_lycoris.networks.hints import Hints
 from lib_lycoris.networks.layer import Layer
@@ -105,7 +105,7 @@ class LokrLayer(nn.Module, Layer):
         if self.lokr_w2 is not None:
             w2 = self.lokr_w2.float().flatten(1)
         elif self.lokr_t2 is not None:
-            w2 = self.lokr_w2_a.float().T @ core_times_right(self.lokr_t2, self.lokr_w2_b)
+            w2 = self.lokr_w2_a.float().T @ fold_core(self.lokr_t2, self.lokr_w2_b)
         else:
             w2 = self.lokr_w2_a.float().flatten(1) @ self.lokr_w2_b.float().flatten(1)
         return w1 * self.scale, w2

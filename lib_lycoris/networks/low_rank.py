@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lib_lycoris.functional.low_rank import conv_output, linear_output, low_rank_delta, tucker_delta, tucker_output
+from lib_lycoris.functional.low_rank import conv_output, fold_core, linear_output, low_rank_delta, tucker_delta, tucker_output
 from lib_lycoris.networks import parts
 from lib_lycoris.networks.hints import Hints
 from lib_lycoris.networks.layer import Layer
@@ -88,18 +88,14 @@ class LowRankLayer(nn.Module, Layer):
         rows, columns = self._size()
         return len(shape) > 1 and shape[0] == rows and math.prod(shape[1:]) == columns
 
-    def factors(self) -> tuple[Tensor, Tensor] | None:
-        """up [O,R] with the scale in it and down [R,I·K·K], both float32, whose product is ΔW in two dimensions; None where a Tucker core stands between."""
-        if self.lora_mid is not None:
-            return None
-        return self._scaled(self.lora_up.weight).flatten(1), self.lora_down.weight.float().flatten(1)
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """up [O,R] with the scale in it and down [R,I·K·K], a Tucker core in it, both float32, whose product is ΔW in two dimensions."""
+        up, down = self._scaled(self.lora_up.weight).flatten(1), self.lora_down.weight.float().flatten(1)
+        return up, down if self.lora_mid is None else fold_core(self.lora_mid.weight, down)
 
     def add_to(self, total: Tensor, base: Tensor, strength: float) -> None:
-        factors = self.factors()
-        if factors is None:
-            return super().add_to(total, base, strength)
         parts.check_fits(self, total.shape, self._size())
-        up, down = (factor.to(total) for factor in factors)
+        up, down = (factor.to(total) for factor in self.factors())
         total.view(total.shape[0], -1).addmm_(up, down, alpha=strength)
 
     def truncated(self, ranks: int) -> LowRankLayer:

@@ -15,7 +15,7 @@ from lib_lycoris.errors import ConfigError, NetworkFileError, shown
 from lib_lycoris.networks.hints import Hints
 
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
-_BLOCK = 1 << 17  # values
+_BLOCK = 1 << 18  # values: with a few more of its size it stays in the cache, and the allocator hands the same pages out again
 _AUTOCASTS = ("cpu", "cuda", "xpu")
 
 

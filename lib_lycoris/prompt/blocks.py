@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -157,11 +157,17 @@ class BlockWeights:
         for element in self.elements:
             if element.matches(block, ldm):
                 factor = element.weight
-        text = f"{'' if component == 'unet' else 'te_'}{component}_{block}_{name}"
+        text = _searched(component, name)
         if self.only and not any(pattern_matches(pattern, text) for pattern in self.only):
             return 0.0
         weights = [weight for pattern, weight in self.layers if pattern_matches(pattern, text)]
         return factor * weights[-1] if weights else factor
+
+    def idle_patterns(self, layers: Iterable[tuple[str, str]]) -> list[str]:
+        """The patterns that none of these layers, each (component, name), matches."""
+        texts = [_searched(*layer) for layer in layers]
+        patterns = dict.fromkeys((*self.only, *(pattern for pattern, _ in self.layers)))
+        return [pattern for pattern in patterns if not any(pattern_matches(pattern, text) for text in texts)]
 
     def _by_vector(self, block: str) -> float:
         if not self.vector:
@@ -169,6 +175,11 @@ class BlockWeights:
         if len(set(self.vector)) == 1:
             return self.vector[0]
         return dict(zip(VECTORS[len(self.vector)], self.vector, strict=True)).get(block, 0.0) if block else 1.0
+
+
+def _searched(component: str, name: str) -> str:
+    """The text of a layer in which patterns are looked for."""
+    return f"{'' if component == 'unet' else 'te_'}{component}_{block_of(component, name)}_{name}"
 
 
 def block_of(component: str, name: str) -> str:

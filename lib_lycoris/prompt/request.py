@@ -155,7 +155,8 @@ def parse_request(items: Sequence[str]) -> Request:
 def _is_blocks(text: str) -> bool:
     """Whether a value in unet's place can only be block weights, as old tags of lora-block-weight have them there."""
     text = text.strip()
-    return text.count(",") + 1 in VECTORS and "@" not in text and "~" not in text or (text != "default" and re.fullmatch(r"[A-Z][\w.+-]*", text) is not None)
+    listed = text.count(",") + 1 in VECTORS and not set(text) & {"@", "~"}
+    return listed or (text != "default" and re.fullmatch(r"[A-Z][\w.+-]*", text) is not None)
 
 
 def _strengths(name: str, values: dict[str, str]) -> dict[str, Schedule | None]:

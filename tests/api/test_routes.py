@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     from fastapi.testclient import TestClient
 
 from lib_lycoris.api.routes import LARGEST_BODY, Callables, add_routes, passwords  # noqa: E402
-from lib_lycoris.errors import BusyError, ConfigError  # noqa: E402
+from lib_lycoris.errors import BusyError, ConfigError, UnknownNetworkError  # noqa: E402
 
 ADDRESS = "http://127.0.0.1:7865"
 
@@ -26,6 +26,7 @@ class Desk:
     def __init__(self):
         self.config = None
         self.stopped = False
+        self.changes = self.deleted = None
 
     def train(self, config):
         if self.config is not None:
@@ -43,7 +44,21 @@ class Desk:
         return self.state()
 
     def callables(self, generate=None):
-        return Callables(networks=lambda: [{"name": "dog", "bytes": 3}], train=self.train, state=self.state, stop=self.stop, generate=generate)
+        return Callables(networks=lambda: [{"name": "dog", "bytes": 3}], train=self.train, state=self.state, stop=self.stop, generate=generate,
+                         network=self.network, remark=self.remark, delete=self.delete)
+
+    def network(self, name):
+        if name.startswith("no "):
+            raise UnknownNetworkError(f"no network is called {name!r}")
+        return {"name": name}
+
+    def remark(self, name, changes):
+        self.changes = (name, changes)
+        return {"name": name, "remarks": changes}
+
+    def delete(self, name):
+        self.deleted = name
+        return {"name": name, "deleted": [name]}
 
 
 def client(desk, generate=None, authorise=None):
@@ -130,5 +145,42 @@ def test_a_host_that_only_lists_networks_has_that_route_alone():
 def test_the_openapi_page_describes_every_route():
     paths = client(Desk(), generate=dict).get("/openapi.json").json()["paths"]
     assert {path: sorted(methods) for path, methods in paths.items()} == {
-        "/lycoris/v1/networks": ["get"], "/lycoris/v1/train": ["get", "post"], "/lycoris/v1/train/stop": ["post"], "/lycoris/v1/generate": ["post"],
+        "/lycoris/v1/networks": ["get"], "/lycoris/v1/networks/{name}": ["delete", "get", "patch"],
+        "/lycoris/v1/train": ["get", "post"], "/lycoris/v1/train/stop": ["post"], "/lycoris/v1/generate": ["post"],
     }
+
+
+@pytest.mark.parametrize(("written", "name"), [("dog", "dog"), ("animals/dog", "animals/dog"), ("animals%2Fdog", "animals/dog"), ("a%20b%3Fc%23d", "a b?c#d"),
+                                               ("%3Cimg%20src%3Dx%3E", "<img src=x>"), ("..%2F..%2Fetc", "../../etc"), ("d%C3%B6g", "dög")])
+def test_a_networks_name_reaches_the_callable_as_it_was_meant(written, name):
+    asked = client(Desk())
+    assert asked.get(f"/lycoris/v1/networks/{written}").json() == {"name": name}
+
+
+def test_remarks_and_deletion_reach_their_callables():
+    desk = Desk()
+    asked = client(desk)
+    assert asked.patch("/lycoris/v1/networks/a/dog", json={"notes": "n"}).json() == {"name": "a/dog", "remarks": {"notes": "n"}}
+    assert asked.delete("/lycoris/v1/networks/a/dog").json() == {"name": "a/dog", "deleted": ["a/dog"]}
+    assert (desk.changes, desk.deleted) == (("a/dog", {"notes": "n"}), "a/dog")
+    answer = asked.get("/lycoris/v1/networks/no dog")
+    assert (answer.status_code, answer.json()) == (404, {"error": "no network is called 'no dog'"})
+    assert asked.patch("/lycoris/v1/networks/dog", content=b"[]").status_code == 400
+
+
+@pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}])
+def test_a_page_of_another_site_changes_and_deletes_nothing(method, headers):
+    desk = Desk()
+    assert client(desk).request(method, "/lycoris/v1/networks/dog", json={"notes": "n"}, headers=headers).status_code == 403
+    assert client(desk, authorise=passwords("a:b")).request(method, "/lycoris/v1/networks/dog", json={"notes": "n"}).status_code == 401
+    assert (desk.changes, desk.deleted) == (None, None)
+
+
+def test_the_remarks_that_are_described_are_those_that_are_taken():
+    from lib_lycoris.files.sidecar import KEYS, VERSIONS
+
+    document = client(Desk()).get("/openapi.json").json()["paths"]["/lycoris/v1/networks/{name}"]
+    described = document["patch"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert set(described) == set(KEYS) and tuple(described["sd version"]["enum"]) == VERSIONS
+    assert all(each["parameters"][0]["name"] == "name" and len(each["parameters"]) == 1 for each in document.values())

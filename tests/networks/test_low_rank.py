@@ -122,3 +122,21 @@ def test_the_factors_product_is_the_delta():
     layer = build_layer("x", {"lora_up.weight": torch.randn(5, 2, 1, 1), "lora_down.weight": torch.randn(2, 3, 3, 3), "alpha": torch.tensor(0.5)})
     up, down = layer.factors()
     torch.testing.assert_close((up @ down).reshape(5, 3, 3, 3), layer.delta(torch.zeros(5, 3, 3, 3)))
+
+
+@pytest.mark.parametrize("core", [False, True])
+def test_a_truncated_layer_has_the_first_ranks_and_the_scale_of_all(core):
+    tensors = {"lora_up.weight": torch.randn(5, 4, 1, 1), "lora_down.weight": torch.randn(4, 3, 1, 1), "alpha": torch.tensor(2.0)}
+    if core:
+        tensors["lora_mid.weight"] = torch.randn(4, 4, 1, 1)
+    layer = build_layer("x", tensors)
+    middle = tensors["lora_mid.weight"][:3, :3, 0, 0] if core else torch.eye(3)
+    expected = tensors["lora_up.weight"][:, :3, 0, 0] @ middle @ tensors["lora_down.weight"][:3, :, 0, 0] / 2
+    cut = layer.truncated(3)
+    torch.testing.assert_close(cut.delta(torch.zeros(5, 3)), expected)
+    assert cut.rank == 3 and cut.scale == layer.scale == 0.5
+    assert cut.lora_down.weight.data_ptr() == layer.lora_down.weight.data_ptr()
+    assert layer.truncated(4) is layer and layer.truncated(100) is layer
+    for ranks in (0, -1, 1.5, True):
+        with pytest.raises(ConfigError):
+            layer.truncated(ranks)
