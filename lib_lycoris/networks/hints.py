@@ -19,6 +19,10 @@ class Hints:
     """Whether an (IA)³ layer of PEFT's scales the input rather than the output: square shapes don't tell."""
     cayley_neumann: bool | None = None
     """Whether an OFT layer of PEFT's makes its rotation by a sum of five powers (None: it does, PEFT's default) rather than by solving."""
+    cayley_terms: int | None = None
+    """How many powers that sum has (PEFT's `num_cayley_neumann_terms`); None: five."""
+    coft_limit: float | None = None
+    """PEFT's `eps` where its config says `coft`: how long a block of OFT may be, times the root of their number; None: any length."""
 
 
 NONE = Hints()

@@ -38,6 +38,7 @@ class LokrLayer(nn.Module, Layer):
         """
         super().__init__()
         parts.register(self, **{mark: factors.get(mark) for mark in MARKS})
+        self._size = _size(factors)
         self.rank = _rank(factors)
         if self.rank is None:
             self.alpha, self.scale = None, 1.0 if scale is None else float(scale)
@@ -111,37 +112,32 @@ class LokrLayer(nn.Module, Layer):
         return w1 * self.scale, w2
 
     def delta(self, weight: Tensor) -> Tensor:
-        parts.check_fits(self, weight.shape, self._size())
+        parts.check_fits(self, weight.shape, self._size)
         return kronecker_delta(*(factor.to(weight.device) for factor in self.whole()), weight.shape)
 
     def delta_output(self, x: Tensor, module: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         with parts.full_precision(x):
-            w1, w2 = (factor.to(x.device).to(x.dtype) for factor in self.whole())
+            w1, w2 = (factor.to(x) for factor in self.whole())
         if not isinstance(module, _ConvNd):
             return kronecker_output(x, w1, w2)
         kernel = module.kernel_size
-        if module.groups > 1 or w2.shape[1] % math.prod(kernel):  # the factors' sides don't follow the groups or the kernel's
+        if module.groups > 1 or w2.shape[1] % math.prod(kernel):  # the factors' sides follow neither groups nor a kernel
             return super().delta_output(x, module, weight, bias)
         x, padding = parts.pad(x, module)
         return kronecker_conv_output(x, w1, w2.reshape(w2.shape[0], -1, *kernel), module.stride, padding, module.dilation)
 
     def add_to(self, total: Tensor, base: Tensor, strength: float) -> None:
-        parts.check_fits(self, total.shape, self._size())
+        parts.check_fits(self, total.shape, self._size)
         add_kronecker(total, *(factor.to(total) for factor in self.whole()), strength)
 
     def fits(self, shape: Sequence[int]) -> bool:
-        rows, columns = self._size()
+        rows, columns = self._size
         return len(shape) > 1 and shape[0] == rows and math.prod(shape[1:]) == columns
 
     def tensors(self) -> dict[str, Tensor]:
         # Readers want an alpha in every file; where there is no rank they leave it alone, as they must.
         named = parts.stored(self, 1.0 if self.alpha is None else self.alpha)
         return named if self.alpha is not None or self.scale == 1 else {**named, "scale": torch.tensor(self.scale, dtype=torch.float32)}
-
-    def _size(self) -> tuple[int, int]:
-        """Rows and columns of ΔW: O, and I times the kernel."""
-        first, second = _first_size(dict(self.named_parameters())), _second_size(dict(self.named_parameters()))
-        return first[0] * second[0], first[1] * second[1]
 
 
 def build(name: str, tensors: Mapping[str, Tensor], hints: Hints) -> LokrLayer:
@@ -156,7 +152,7 @@ def build(name: str, tensors: Mapping[str, Tensor], hints: Hints) -> LokrLayer:
         if part not in tensors:
             raise parts.incomplete(name, tensors, part)
     parts.check_values(name, own)
-    if _first_size(own) is None or _second_size(own) is None:
+    if _size(own) is None:
         raise parts.misfit(name, parts.shapes_of(own))
     rank = _rank(own)
     if rank is None:
@@ -176,6 +172,12 @@ def _rank(factors: Mapping[str, Tensor]) -> int | None:
     """The rank that alpha is divided by: w2's, else w1's; None where both are whole."""
     parted = [factors[f"{factor}_b"] for factor in ("lokr_w2", "lokr_w1") if f"{factor}_b" in factors]
     return parted[0].shape[0] if parted else None
+
+
+def _size(factors: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Rows and columns of ΔW, O and I times the kernel; None where a factor's parts don't fit each other."""
+    first, second = _first_size(factors), _second_size(factors)
+    return None if first is None or second is None else (first[0] * second[0], first[1] * second[1])
 
 
 def _first_size(factors: Mapping[str, Tensor]) -> tuple[int, int] | None:
