@@ -36,7 +36,9 @@ class LowRankLayer(nn.Module, Layer):
         self.lora_mid = None if mid is None else parts.holder(weight=mid)
 
     @classmethod
-    def create(cls, target: nn.Module | Sequence[int], rank: int, alpha: float | None = None, generator: torch.Generator | None = None) -> LowRankLayer:
+    def create(
+        cls, target: nn.Module | Sequence[int], rank: int, alpha: float | None = None, generator: torch.Generator | None = None, tucker: bool = False
+    ) -> LowRankLayer:
         """A fresh layer for training: float32 parameters with gradients, `down` as a linear layer starts, `up` zero, so that it adds exactly nothing.
 
         Args:
@@ -44,6 +46,7 @@ class LowRankLayer(nn.Module, Layer):
             rank: R; larger than the weight's own rank is allowed and wasteful.
             alpha: scale times rank; none means scale 1.
             generator: where the random numbers come from; none takes torch's own.
+            tucker: give convolutions with a kernel larger than one a core [R,R,K,K] between 1×1 factors.
 
         Raises:
             ConfigError: the rank is not a whole number of at least 1, alpha is not finite, or the target has no weight of 2 to 5 dimensions.
@@ -54,10 +57,16 @@ class LowRankLayer(nn.Module, Layer):
         parts.check_rank(rank)
         parts.check_alpha(alpha)
         device = generator.device if generator is not None else None
-        bound = 1 / math.sqrt(math.prod(shape[1:]))
-        down = torch.empty(rank, *shape[1:], device=device).uniform_(-bound, bound, generator=generator)
-        up = torch.zeros(shape[0], rank, *(1 for _ in shape[2:]), device=device)
-        return cls(down, up, alpha).requires_grad_(True)
+        ones = (1,) * len(shape[2:])
+
+        def draw(*size: int) -> Tensor:
+            bound = 1 / math.sqrt(math.prod(size[1:]))
+            return torch.empty(size, device=device).uniform_(-bound, bound, generator=generator)
+
+        up = torch.zeros(shape[0], rank, *ones, device=device)
+        if tucker and math.prod(shape[2:]) > 1:
+            return cls(draw(rank, shape[1], *ones), up, alpha, draw(rank, rank, *shape[2:])).requires_grad_(True)
+        return cls(draw(rank, *shape[1:]), up, alpha).requires_grad_(True)
 
     @property
     def scale(self) -> float:

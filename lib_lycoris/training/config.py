@@ -171,8 +171,8 @@ class NetworkSettings(Section):
     targets: tuple[str, ...] | None = setting(
         None,
         "Groups of the UNet's layers to train: attention's q, k, v, out; ff (feed-forward); proj (in and out of an attention block); resnet; "
-        "sampler (up and down); time (time embedding); io (first and last convolution). Left out: q to proj for lora; q, k, v and ff for adalora; q to "
-        "sampler for the others.",
+        "sampler (up and down); time (time embedding); io (first and last convolution). Left out: q to proj for lora; q, k, v and ff for adalora; k, v "
+        "and ff for ia3; q to sampler for the others.",
         choices=TARGET_GROUPS,
     )
     text_encoder: bool = setting(True, "Train the text encoder too.")
@@ -256,6 +256,8 @@ class NetworkSettings(Section):
             return self.targets
         if self.kind == "adalora":
             return ("q", "k", "v", "ff")  # with f1 and f2, as the paper found best
+        if self.kind == "ia3":
+            return ("k", "v", "ff")
         last = "proj" if self.kind == "lora" else "sampler"
         return TARGET_GROUPS[: TARGET_GROUPS.index(last) + 1]
 

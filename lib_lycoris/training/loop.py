@@ -24,9 +24,9 @@ from .export import About, export_network
 from .frozen import frozen
 from .latents import encode_dataset
 from .material import PlainMaterial
-from .method import PlainMethod
+from .methods import make_method
 from .progress import SmoothedLoss, StepReport
-from .selection import create_layers, select_targets
+from .selection import select_targets
 from .trainer import NotFiniteError, Trainer
 
 _log = logging.getLogger(__name__)
@@ -84,18 +84,16 @@ def train(
 
     with backbone.training(), frozen([backbone.unet, *backbone.text_encoders]), _gradients():
         targets = select_targets(find_targets(backbone.unet, backbone.text_encoders), config.network)
-        layers = create_layers(targets, config.network, config.training.seed)
-        for layer in layers.values():
-            layer.to(backbone.device)
         latents = encode_dataset(backbone, dataset, config.data.resolution, config.training.seed)
         material = PlainMaterial([latents[index] for index in dataset.draws], [dataset.pictures[index].caption for index in dataset.draws])
         steps = config.training.total_steps(len(dataset.draws), config.data.batch_size)
-        with attach(targets, layers):
-            run = _Run(config, backbone, Trainer(config, backbone, PlainMethod(layers), material, steps), states, steps, state)
+        method = make_method(config.network, targets, steps, config.training.seed, backbone.device)
+        with attach(targets, method.layers):
+            run = _Run(config, backbone, Trainer(config, backbone, method, material, steps), states, steps, state)
             stopped = run.go(on_step, should_stop)
 
     about = About(dataset=dataset, steps=run.step, planned=steps, started_at=time.time() - (time.monotonic() - began))
-    path = export_network(folder, layers, config, backbone, about) if run.step else None
+    path = export_network(folder, method.export_layers(), config, backbone, about) if run.step else None
     return TrainResult(path, run.step, run.smoothed.value, time.monotonic() - began, stopped, states.latest_path(), tuple(problems))
 
 

@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from ..patching.targets import Target, find_targets
 from .backbone import Backbone
 from .config import TrainConfig
 from .dataset import Dataset, read_dataset
-from .selection import Key, is_large_convolution, select_targets
+from .methods import create_layer
+from .selection import Key, select_targets
 
 _FEW_PICTURES = 5
 _MANY_EPOCHS = 500
@@ -86,13 +89,10 @@ def check_training(config: TrainConfig, backbone: Backbone, side: int | None = N
 
 
 def count_parameters(target: Target, config: TrainConfig) -> int:
-    """How many numbers of that layer's network are trained: R·(I·K·K) for down and O·R for up."""
-    rank = config.network.convolution_rank if is_large_convolution(target.module) else config.network.rank
-    out, *inner = target.shape
-    width = 1
-    for size in inner:
-        width *= size
-    return rank * (width + out)
+    """How many numbers of that layer's network are trained."""
+    with torch.random.fork_rng(devices=[]):
+        layer = create_layer(target, config.network, config.training.seed)
+    return sum(parameter.numel() for parameter in layer.parameters() if parameter.requires_grad)
 
 
 def _doubts(config: TrainConfig, dataset: Dataset, targets: Mapping[Key, Target], epochs: float) -> list[str]:

@@ -20,7 +20,8 @@ from lib_lycoris.training import checkpoint, export
 from lib_lycoris.training.backbone import Backbone
 from lib_lycoris.training.config import TrainConfig
 from lib_lycoris.training.loop import train
-from lib_lycoris.training.selection import create_layers, select_targets
+from lib_lycoris.training.methods import create_layer
+from lib_lycoris.training.selection import select_targets
 from lib_lycoris.training.stop import stop_on_interrupt
 
 from .fake import FakeBackbone, make_pictures
@@ -466,11 +467,11 @@ def test_ranks_and_alphas_go_where_they_belong_and_a_layers_start_depends_on_its
     backbone = FakeBackbone()
     network = change(TrainConfig(), network__rank=4, network__alpha=2, network__conv_rank=3, network__conv_alpha=1).network
     targets = select_targets(find_targets(backbone.unet, backbone.text_encoders), network)
-    layers = create_layers(targets, network, seed=7)
+    layers = {key: create_layer(target, network, 7) for key, target in targets.items()}
     for key, layer in layers.items():
         assert (layer.rank, layer.alpha) == ((3, 1) if key[1].endswith(("conv1", "conv2")) else (4, 2))
     key = list(targets)[3]
-    assert torch.equal(create_layers({key: targets[key]}, network, 7)[key].lora_down.weight, layers[key].lora_down.weight)
+    assert torch.equal(create_layer(targets[key], network, 7).lora_down.weight, layers[key].lora_down.weight)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])

@@ -8,8 +8,9 @@ from lib_lycoris.errors import DatasetError
 from lib_lycoris.patching.targets import find_targets
 from lib_lycoris.training.config import TrainConfig
 from lib_lycoris.training.loop import train
+from lib_lycoris.training.methods import create_layer
 from lib_lycoris.training.preflight import check_training
-from lib_lycoris.training.selection import create_layers, select_targets
+from lib_lycoris.training.selection import select_targets
 
 from .fake import FakeBackbone, make_pictures
 
@@ -26,7 +27,8 @@ def test_layers_and_numbers_are_those_that_a_training_makes(network, tmp_path):
     make_pictures(tmp_path / "pictures")
     config, backbone = config_for(tmp_path / "pictures", tmp_path, **network), FakeBackbone()
     found = check_training(config, backbone)
-    layers = create_layers(select_targets(find_targets(backbone.unet, backbone.text_encoders), config.network), config.network, seed=0)
+    targets = select_targets(find_targets(backbone.unet, backbone.text_encoders), config.network)
+    layers = {key: create_layer(target, config.network, 0) for key, target in targets.items()}
     assert found.unet_layers + found.text_encoder_layers == len(layers)
     assert found.parameters == sum(value.numel() for layer in layers.values() for value in layer.parameters())
 
