@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..networks.adalora import AdaLoRALayer
+from ..networks.low_rank import LowRankLayer
 from .allocator import PARTS, RankAllocator, stacked
 from .config import NetworkSettings
 from .selection import Key
@@ -48,8 +50,17 @@ class AdaLoRAMethod:
     Source: Zhang et al. 2023, "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", algorithm 1.
     """
 
-    def __init__(self, layers: Mapping[Key, nn.Module], allocator: RankAllocator, orthogonality: float):
+    def __init__(self, layers: Mapping[Key, AdaLoRALayer], shapes: Mapping[Key, Sequence[int]], allocator: RankAllocator, orthogonality: float):
+        """A method over these layers for weights of these shapes.
+
+        Args:
+            layers: float32, on the model's device.
+            shapes: of the targets' weights, for the file's sake.
+            allocator: made for the layers' ranks, by the names "component.name".
+            orthogonality: γ, the penalty's weight.
+        """
         self.layers = layers
+        self._shapes = shapes
         self._allocator = allocator
         self._orthogonality = orthogonality
         self._names = {f"{component}.{name}": (component, name) for component, name in layers}
@@ -96,7 +107,9 @@ class AdaLoRAMethod:
         self._stacks = []
 
     def export_layers(self) -> Mapping[Key, nn.Module]:
-        return self.layers
+        """LoRA layers of just the ranks that are left, exactly what was trained; a layer without any is left out."""
+        made = {key: lora_of(layer, self._shapes[key]) for key, layer in self.layers.items()}
+        return {key: layer for key, layer in made.items() if layer is not None}
 
     def _bind(self) -> None:
         """Parameters and gradients lie where they are for the whole training, so they are put together only once."""
@@ -113,3 +126,20 @@ class AdaLoRAMethod:
             for names in groups.values():
                 pairs = [given[name][part] for name in names]
                 self._stacks.append((part, _Stack(names, stacked([value.detach() for value, _ in pairs]), stacked([grad for _, grad in pairs]))))
+
+
+@torch.no_grad()
+def lora_of(layer: AdaLoRALayer, shape: Sequence[int]) -> LowRankLayer | None:
+    """The same ΔW as a LoRA layer for a weight of that shape, of as many ranks as have a Λ that is not zero; None where there is none.
+
+    Λ, with the scale in it, is split evenly between the factors, so that neither gets numbers too small for half precision; alpha is the layer's own rank, as
+    programs divide by the rank that they find.
+    """
+    kept = layer.lora_E.flatten() != 0
+    if not kept.any():
+        return None
+    values = layer.lora_E.flatten()[kept] * layer.scale
+    root = values.abs().sqrt()
+    down, up = root[:, None] * layer.lora_A[kept], layer.lora_B[:, kept] * (root * values.sign())
+    rank, kernel = len(values), tuple(shape[2:])
+    return LowRankLayer(down.reshape(rank, *shape[1:]), up.reshape(shape[0], rank, *(1 for _ in kernel)), float(rank))

@@ -37,7 +37,7 @@ def make_method(settings: NetworkSettings, targets: Mapping[Key, Target], steps:
     ranks = {f"{component}.{name}": layer.rank for (component, name), layer in layers.items()}
     found = phases(settings, steps)
     allocator = RankAllocator(ranks, settings.final_rank, steps, found.warmup, found.final, found.interval, settings.beta1, settings.beta2)
-    return AdaLoRAMethod(layers, allocator, settings.orthogonality)
+    return AdaLoRAMethod(layers, {key: tuple(target.shape) for key, target in targets.items()}, allocator, settings.orthogonality)
 
 
 def create_layer(target: Target, settings: NetworkSettings, seed: int) -> nn.Module:
