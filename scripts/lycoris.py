@@ -5,30 +5,46 @@ from modules import script_callbacks
 from lib_lycoris.webui.support import unsupported_host
 
 
+class _Drawing:
+    """lib_lycoris.ui.network_editor, which imports gradio, from the first look on."""
+
+    def __getattr__(self, name):
+        from lib_lycoris.ui import network_editor
+
+        return getattr(network_editor, name)
+
+
 def _start():
     """Registers the callbacks."""
     from lib_lycoris.webui.extension import Extension
+    from lib_lycoris.webui.pages import Pages
 
-    extension = Extension()
+    extension, drawing = Extension(), _Drawing()
+    pages = Pages(extension.applier, lambda kind, **arguments: drawing.setting(kind, **arguments), drawing)
     script_callbacks.on_before_ui(extension.before_ui)
+    script_callbacks.on_before_ui(pages.before_ui)
+    script_callbacks.on_infotext_pasted(pages.paste)
     script_callbacks.on_model_loaded(extension.model_loaded)
     script_callbacks.on_cfg_denoiser(extension.before_step)
     script_callbacks.on_script_unloaded(extension.unload)
-    script_callbacks.on_app_started(lambda demo, app: _add_routes(app, extension))
+    script_callbacks.on_app_started(lambda demo, app: _add_routes(app, extension, pages.shelf))
 
 
-def _add_routes(app, extension):
+def _add_routes(app, extension, shelf):
     """Adds `/lycoris/v1/…` where the host's own API is on, behind the same credentials."""
     if not extension.serves_api:
         return
     from lib_lycoris.api.routes import Callables, add_routes, passwords
 
     credentials = extension.api_credentials
-    add_routes(app, Callables(networks=extension.networks), authorise=passwords(credentials) if credentials else None)
+    callables = Callables(networks=shelf.rows, network=shelf.look_into, remark=shelf.remark, delete=shelf.delete)
+    add_routes(app, callables, authorise=passwords(credentials) if credentials else None)
 
 
 _reason = unsupported_host()
 if _reason:
     print(_reason)
 else:
+    from lib_lycoris.webui.script import LycoScript  # noqa: F401 (the host takes the scripts that it finds among this module's names)
+
     _start()

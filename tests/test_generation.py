@@ -111,5 +111,3 @@ def test_a_file_that_was_deleted_meanwhile_is_a_problem_and_no_exception(generat
     assert {effect.strength for effect in generation.session.plan.effects} == {1.0}
 
 
-def test_dyn_is_told_to_be_without_effect(generation):
-    assert generation.apply([Request("good", dyn=1)]) == ["lyco: dyn=1 of 'good' is not supported yet; all of its ranks are used"]

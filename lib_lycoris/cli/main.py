@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from ..errors import ConfigError, LycoError
-from . import demo, generate, studio, train
+from . import convert, demo, extract, generate, inspect, merge, resize, studio, train
 from .interrupt import InterruptedWork
 
 DONE, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
@@ -22,10 +22,11 @@ examples:
   python -m lib_lycoris demo                                     train something small and see what it learned
   python -m lib_lycoris train my.toml --check                    what would happen
   python -m lib_lycoris generate --prompt "a red circle" --out a.png
+  python -m lib_lycoris inspect my-cat.safetensors               what a network file is
 
 exit codes: 0 done, 1 the work failed (one line on stderr), 2 bad arguments or settings, 130 interrupted
 """
-_VERBS = (studio, demo, train, generate)
+_VERBS = (studio, demo, train, generate, inspect, convert, merge, extract, resize)
 
 
 def make_parser() -> argparse.ArgumentParser:

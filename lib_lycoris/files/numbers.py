@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from lib_lycoris.errors import NetworkFileError, shown
 
 PIECE = 1 << 20
 """Bytes that are looked at in one go: few enough for a second look to find them in the processor's cache."""
@@ -37,3 +41,9 @@ def find_infinite(data: np.ndarray, dtype: torch.dtype) -> int | None:
 def is_finite(tensor: Tensor) -> bool:
     """Whether a contiguous tensor on the CPU holds no NaN and no infinity."""
     return tensor.numel() == 0 or find_infinite(tensor.detach().reshape(-1).view(torch.uint8).numpy(), tensor.dtype) is None
+
+
+def not_finite(path: str | os.PathLike[str], name: str) -> NetworkFileError:
+    """The error for a file whose tensor `name` holds NaN or infinity."""
+    advice = "the file is damaged or its training failed; get it again, or train at a lower rate"
+    return NetworkFileError(f"{shown(path)}: tensor {shown(name)} holds values that are not finite (NaN or infinite): {advice}")

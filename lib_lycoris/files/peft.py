@@ -1,4 +1,8 @@
-"""alpha of networks whose files leave it to a config: PEFT's adapter_config.json beside the file, and diffusers' JSON in the metadata."""
+"""What a network's tensors leave to a config: PEFT's adapter_config.json beside the file, and diffusers' JSON in the metadata.
+
+Source: huggingface/peft 5d602fdbf: tuners/*/config.py for the keys and their defaults, tuners/*/model.py and layer.py for what they do, utils/other.py
+(`get_pattern_key`) for how patterns match.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,12 @@ from lib_lycoris.files.regular import open_regular
 CONFIG_NAME = "adapter_config.json"
 _LARGEST_CONFIG = 10_000_000  # bytes
 _COMPONENTS = ("unet", "text_encoder_2", "text_encoder", "transformer")
+_DEFAULT_ADALORA_ALPHA = 8  # AdaLoraConfig.lora_alpha, where a config leaves it out
+# Initialisations that take something out of the base model, which PEFT does again when it loads: without that the factors mean something else.
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
-AlphaOf = Callable[[str, int], "float | None"]
-"""alpha for a layer's path and rank, so that alpha / rank is its scale; None where the file says nothing."""
+FactsOf = Callable[[str, int], "dict[str, object]"]
+"""For a layer's path and the rows of its first factor what a config says of it, by the names of networks.hints.Hints: alpha, scale, init_rank, …"""
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, object]:
@@ -44,63 +51,124 @@ def config_as_metadata(config: Mapping[str, object]) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in config.items()}
 
 
-def alpha_from_config(config: Mapping[str, object]) -> AlphaOf:
-    """alpha per layer as PEFT computes it: `lora_alpha`, or the first matching entry of `alpha_pattern`; for rsLoRA times √rank, as alpha / rank is the scale.
+def facts_from_config(config: Mapping[str, object]) -> FactsOf:
+    """What PEFT's config says of each layer.
+
+    LoRA: alpha is `lora_alpha` or the first matching entry of `alpha_pattern`; for rsLoRA times √rank, as alpha / rank is the scale here. AdaLoRA: alpha and
+    the rank that every layer was made with. LoHa and LoKr: the scale alpha / r. (IA)³: whether the layer is a feed-forward one. OFT: how it makes rotations.
 
     Raises:
-        NetworkFileError: an alpha is no finite number, or a pattern can't be used.
-
-    Source: huggingface/peft 5d602fdbf, tuners/lora/model.py and utils/other.py (`get_pattern_key`).
+        NetworkFileError: a number is none, a pattern can't be used, or the factors add to another base than the model's.
     """
-    default = config.get("lora_alpha")
-    patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, Mapping):
-        raise NetworkFileError(f"alpha_pattern in the network's config is {shown(patterns, 40)}, no table of patterns; mend or remove it")
-    compiled = [(_pattern(pattern), _number(alpha)) for pattern, alpha in patterns.items()]
-    if default is not None:
-        default = _number(default)
-
-    def alpha_of(path: str, rank: int) -> float | None:
-        alpha = next((alpha for pattern, alpha in compiled if pattern.match(path)), default)
-        return alpha * math.sqrt(rank) if alpha is not None and config.get("use_rslora") else alpha
-
-    return alpha_of
+    kind = str(config.get("peft_type") or "LORA").upper()
+    return {"ADALORA": _adalora, "LOHA": _kronecker, "LOKR": _kronecker, "IA3": _ia3, "OFT": _oft}.get(kind, _lora)(config)
 
 
-def alpha_from_diffusers(metadata: Mapping[str, str]) -> AlphaOf:
-    """alpha per layer out of diffusers' `lora_adapter_metadata`: one PEFT config per component, its keys led by "unet.", "text_encoder.", …
+def facts_from_diffusers(metadata: Mapping[str, str]) -> FactsOf:
+    """The same out of diffusers' `lora_adapter_metadata`: one PEFT config per component, its keys led by "unet.", "text_encoder.", …; or one for all.
 
     Raises:
-        NetworkFileError: the entry is no JSON object, or as `alpha_from_config`.
+        NetworkFileError: the entry is no JSON object, or as `facts_from_config`.
     """
     try:
         packed = json.loads(metadata.get("lora_adapter_metadata", "{}"))
         entries = dict(packed.items())
     except (ValueError, AttributeError, RecursionError) as error:
         raise NetworkFileError(f"the metadata's lora_adapter_metadata is no JSON object ({shown(error)}); remove it or get the file again") from error
-    configs = {}
+    of_component = {}
     for component in _COMPONENTS:
         start = f"{component}."
-        configs[component] = alpha_from_config({key[len(start) :]: value for key, value in entries.items() if key.startswith(start)})
+        of_component[component] = facts_from_config({key[len(start) :]: value for key, value in entries.items() if key.startswith(start)})
+    of_all = facts_from_config({key: value for key, value in entries.items() if not key.startswith(tuple(f"{component}." for component in _COMPONENTS))})
 
-    def alpha_of(path: str, rank: int) -> float | None:
+    def facts_of(path: str, rank: int) -> dict[str, object]:
         component, _, rest = path.partition(".")
-        return configs[component](rest, rank) if component in configs else None
+        return of_component[component](rest, rank) if component in of_component else of_all(path, rank)
 
-    return alpha_of
+    return facts_of
 
 
-def _pattern(pattern: str) -> re.Pattern[str]:
+def _lora(config: Mapping[str, object]) -> FactsOf:
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGE_THE_BASE):
+        advice = "save it again with save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+        raise NetworkFileError(f"the network's config says init_lora_weights = {shown(start, 40)}: its factors add to another base than the model; {advice}")
+    alpha_of = _patterned(config, "alpha_pattern", config.get("lora_alpha"))
+
+    def facts_of(path: str, rank: int) -> dict[str, object]:
+        alpha = alpha_of(path)
+        return {} if alpha is None else {"alpha": alpha * math.sqrt(rank) if config.get("use_rslora") else alpha}
+
+    return facts_of
+
+
+def _adalora(config: Mapping[str, object]) -> FactsOf:
+    alpha, rank = _number(config.get("lora_alpha", _DEFAULT_ADALORA_ALPHA), "lora_alpha"), config.get("init_r", 12)
+    if type(rank) is not int or rank < 1:
+        raise NetworkFileError(f"init_r {shown(rank, 40)} in the network's config is no whole number of at least 1; mend it")
+    # an alpha of nothing stands for the rank that is left
+    return lambda path, rows: {"alpha": alpha if alpha > 0 else float(rows), "init_rank": rank}
+
+
+def _kronecker(config: Mapping[str, object]) -> FactsOf:
+    alpha_of = _patterned(config, "alpha_pattern", config.get("alpha", 8))
+    rank_of = _patterned(config, "rank_pattern", config.get("r", 8))
+
+    def facts_of(path: str, rank: int) -> dict[str, object]:
+        alpha, rank_then = alpha_of(path), rank_of(path)
+        if not alpha or not rank_then or rank_then < 1:
+            raise NetworkFileError(f"alpha {alpha} and r {rank_then} in the network's config give layer {shown(path)} no scale; mend them")
+        return {"scale": alpha / rank_then}
+
+    return facts_of
+
+
+def _ia3(config: Mapping[str, object]) -> FactsOf:
+    listed = config.get("feedforward_modules")
+    if listed is None:
+        return lambda path, rows: {"feedforward": False}
+    if isinstance(listed, str):
+        pattern = _compiled(listed)
+        return lambda path, rows: {"feedforward": pattern.fullmatch(path) is not None}
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise NetworkFileError(f"feedforward_modules in the network's config is {shown(listed, 40)}, neither a pattern nor a list of names; mend it")
+    return lambda path, rows: {"feedforward": any(path == name or path.endswith(f".{name}") for name in listed)}
+
+
+def _oft(config: Mapping[str, object]) -> FactsOf:
+    facts: dict[str, object] = {"cayley_neumann": bool(config.get("use_cayley_neumann", True))}
+    terms = config.get("num_cayley_neumann_terms")
+    if terms is not None:
+        if type(terms) is not int or not 1 <= terms <= 100:
+            raise NetworkFileError(f"num_cayley_neumann_terms {shown(terms, 40)} in the network's config is no whole number from 1 to 100; mend it")
+        facts["cayley_terms"] = terms
+    if config.get("coft"):
+        facts["coft_limit"] = _number(config.get("eps", 6e-5), "eps")
+    return lambda path, rows: facts
+
+
+def _patterned(config: Mapping[str, object], key: str, default: object) -> Callable[[str], float | None]:
+    """The number for a layer's path: of the first matching pattern under `key`, else `default`."""
+    patterns = config.get(key) or {}
+    if not isinstance(patterns, Mapping):
+        raise NetworkFileError(f"{key} in the network's config is {shown(patterns, 40)}, no table of patterns; mend or remove it")
+    table = [(_compiled(rf"(?:.*\.)?(?:{pattern})$", pattern), _number(number, key)) for pattern, number in patterns.items()]
+    number = None if default is None else _number(default, key.replace("_pattern", ""))
+    return lambda path: next((each for pattern, each in table if pattern.match(path)), number)
+
+
+def _compiled(pattern: str, said: str | None = None) -> re.Pattern[str]:
+    said = pattern if said is None else said
     # The config comes from strangers: repeated groups and many wildcards can take years to match.
-    if len(pattern) > 300 or re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
-        raise NetworkFileError(f"pattern {shown(pattern)} in the network's config is too complicated; write the layers' names out")
+    if len(said) > 300 or re.search(r"\)[*+{]", said) or len(re.findall(r"[*+{]", said)) > 3:
+        raise NetworkFileError(f"pattern {shown(said)} in the network's config is too complicated; write the layers' names out")
     try:
-        return re.compile(rf"(?:.*\.)?(?:{pattern})$")
+        return re.compile(pattern)
     except re.error as error:
-        raise NetworkFileError(f"pattern {shown(pattern)} in the network's config is no regular expression ({error}); mend it") from error
+        raise NetworkFileError(f"pattern {shown(said)} in the network's config is no regular expression ({error}); mend it") from error
 
 
-def _number(value: object) -> float:
+def _number(value: object, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise NetworkFileError(f"alpha {shown(value, 40)} in the network's config is no finite number; mend it")
+        raise NetworkFileError(f"{key} {shown(value, 40)} in the network's config is no finite number; mend it")
     return float(value)

@@ -16,14 +16,16 @@ import pickletools
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from lib_lycoris.errors import NetworkFileError, shown
+from lib_lycoris.files.numbers import is_finite, not_finite
 from lib_lycoris.files.regular import open_regular
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -36,7 +38,7 @@ _OPCODES = frozenset(
         """PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE INT LONG BININT BININT1 BININT2 LONG1 LONG4 FLOAT BINFLOAT
         STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES
         EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS
-        GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID""",
+        GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID""",
     )
 )
 _LONGEST_NAME = 1000
@@ -83,20 +85,24 @@ class PickleFile:
         self._path = path
         self._places = places
 
-    def read(self) -> dict[str, Tensor]:
-        """The tensors by name, on the CPU, contiguous.
+    def read(self, names: Iterable[str] | None = None, check: bool = False, mapped: bool = False) -> dict[str, Tensor]:
+        """The named tensors (None: all), on the CPU, contiguous; `mapped` changes nothing, a pickle is always copied.
 
         Raises:
-            NetworkFileError: a storage is missing or shorter than its tensors say.
+            NetworkFileError: a storage is missing or shorter than its tensors say, or (with `check`) a value is not finite.
         """
         buffers: dict[str, Tensor] = {}
         values = {}
         with open_regular(self._path) as file:
-            for name, stored in self.tensors.items():
-                key = stored.storage.key
-                if key not in buffers:
-                    buffers[key] = self._read_storage(file, stored.storage)
-                values[name] = _rebuild(buffers[key], stored)
+            for name in self.tensors if names is None else names:
+                if name in self.tensors:
+                    stored = self.tensors[name]
+                    key = stored.storage.key
+                    if key not in buffers:
+                        buffers[key] = self._read_storage(file, stored.storage)
+                    values[name] = _rebuild(buffers[key], stored)
+                    if check and not is_finite(values[name]):
+                        raise not_finite(self._path, name)
         return values
 
     def _read_storage(self, file: BinaryIO, storage: _Storage) -> Tensor:
@@ -185,11 +191,32 @@ class _Ordered(OrderedDict):
         """Takes and drops what BUILD would set."""
 
 
+class _Container:
+    """Stands for torch's containers of parameters, modules of which only what they hold is kept."""
+
+    parameters: Mapping[object, object] = MappingProxyType({})
+
+    def __setstate__(self, state: object) -> None:
+        """Takes the parameters out of a module's attributes, which is all that BUILD sets."""
+        held = state.get("_parameters") if isinstance(state, dict) else None
+        self.parameters = dict(held) if isinstance(held, dict) else {}
+
+
+def _nothing(*values: object) -> tuple:
+    """Stands for set, which a module's attributes have."""
+    return ()
+
+
 _ALLOWED: dict[tuple[str, str], Callable] = {
     ("collections", "OrderedDict"): _ordered,
     ("torch._utils", "_rebuild_tensor_v2"): _stored_tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _stored_tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch.nn.modules.container", "ParameterDict"): _Container,
+    ("torch.nn.modules.container", "ParameterList"): _Container,
+    ("builtins", "set"): _nothing,
+    ("__builtin__", "set"): _nothing,
     ("torch", "Size"): tuple,
     ("torch.serialization", "_get_layout"): str,
 }
@@ -259,6 +286,8 @@ def _read_legacy(file: BinaryIO) -> tuple[object, dict[str, tuple[int, int]]]:
 
 
 def _named(content: object) -> dict[str, StoredTensor]:
+    if isinstance(content, list) and content and all(isinstance(value, StoredTensor) for value in content):  # cloneofsimo's, whose order says what is what
+        content = dict(enumerate(content))
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
@@ -266,6 +295,7 @@ def _named(content: object) -> dict[str, StoredTensor]:
     flat = {}
     for name, value in content.items():  # one level of dicts inside, as embeddings have it: "string_to_param.*"
         if isinstance(name, (str, int)):
+            value = value.parameters if isinstance(value, _Container) else value
             inner = {f"{name}.{key}": each for key, each in value.items() if isinstance(key, (str, int))} if isinstance(value, dict) else {str(name): value}
             flat.update({key[:_LONGEST_NAME]: each for key, each in inner.items() if isinstance(each, StoredTensor)})
     return flat

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 from torch import Tensor
 
@@ -25,13 +27,21 @@ _NO_MODELS = (
 )
 
 
+class Read(Protocol):
+    """Gives a file's tensors by name."""
+
+    def __call__(self, names: Iterable[str] | None = None, check: bool = False, mapped: bool = False) -> dict[str, Tensor]:
+        """The named tensors (None: all) on the CPU; with `check` NaN and infinity are refused; with `mapped` a large file needn't be copied (files/memory.py)."""
+
+
 @dataclass(frozen=True)
 class TensorFile:
-    """A file whose structure was read: the tensors' names, its metadata, and `read` for the tensors themselves."""
+    """A file whose structure was read: the tensors' names, its metadata, their shapes, and `read` for the tensors themselves."""
 
     names: tuple[str, ...]
     metadata: dict[str, str]
-    read: Callable[[], dict[str, Tensor]]
+    read: Read
+    shapes: dict[str, tuple[int, ...]]
 
 
 def open_tensor_file(path: str | os.PathLike[str]) -> TensorFile:
@@ -46,9 +56,10 @@ def open_tensor_file(path: str | os.PathLike[str]) -> TensorFile:
         raise NetworkFileError(f"{shown(path)} is empty; get it again")
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04") and start[8:9] != b"{":  # 0x80 may also be the length of a safetensors header
         pickled = open_pickle(path)
-        return TensorFile(tuple(pickled.tensors), {}, pickled.read)
+        return TensorFile(tuple(pickled.tensors), {}, pickled.read, {name: stored.shape for name, stored in pickled.tensors.items()})
     for magic, what in _NO_MODELS:
         if start.lstrip().startswith(magic) and start[8:9] != b"{":
             raise NetworkFileError(f"{shown(path)} is {what}: no network file; get it again from where it is offered")
     header = read_header(path)
-    return TensorFile(tuple(header.tensors), header.metadata, lambda: read_tensors(path, header))
+    shapes = {name: shape for name, (_, shape) in header.tensors.items()}
+    return TensorFile(tuple(header.tensors), header.metadata, partial(read_tensors, path, header), shapes)

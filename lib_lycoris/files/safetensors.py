@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lib_lycoris.errors import LycoError, NetworkFileError, shown
 from lib_lycoris.files import memory
-from lib_lycoris.files.numbers import PIECE, find_infinite
+from lib_lycoris.files.numbers import PIECE, find_infinite, not_finite
 from lib_lycoris.files.regular import open_regular, unreadable
 
 # The library's own order of dtypes, widest first: files hold their tensors so, and other tools' hashes of the data depend on it.
@@ -110,7 +110,7 @@ def read_tensors(
             for run, piece, parts in pieces:
                 for start, part in parts:
                     if check and (place := find_infinite(part, run.dtype)) is not None:
-                        raise _not_finite(path, header, run, start + place)
+                        raise not_finite(path, next(name for name in run.names if header.spans[name][1] > run.begin + start + place))
                 values.update(_cut(header, run, piece))
             return values
     except OSError as error:
@@ -258,12 +258,6 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(content) != len(pairs):
         raise ValueError("a name stands in it twice")
     return content
-
-
-def _not_finite(path: str | os.PathLike[str], header: Header, run: _Run, place: int) -> NetworkFileError:
-    name = next(name for name in run.names if header.spans[name][1] > run.begin + place)
-    advice = "the file is damaged or its training failed; get it again, or train at a lower rate"
-    return NetworkFileError(f"{shown(path)}: tensor {shown(name)} holds values that are not finite (NaN or infinite): {advice}")
 
 
 def _damaged(path: str | os.PathLike[str], what: str) -> NetworkFileError:

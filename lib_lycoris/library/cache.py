@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lib_lycoris.errors import ConfigError
 from lib_lycoris.files.peft import CONFIG_NAME
-from lib_lycoris.library.load import open_network
+from lib_lycoris.library.load import read_network
 from lib_lycoris.networks.network import Network
 
 _Stamp = tuple["tuple[int, int] | None", ...]
@@ -40,14 +40,14 @@ class NetworkCache:
         """The network in the file at `path`, from memory where the file is still the one that was read.
 
         Raises:
-            NetworkFileError: as `open_network`; a network that was kept under this path is forgotten.
+            NetworkFileError: as `read_network`; a network that was kept under this path is forgotten.
         """
         key = os.path.realpath(path)
         with self._lock:
             stamp = _stamp(key)
             kept = self._kept.pop(key, None)
             if kept is None or kept[0] != stamp:
-                kept = (stamp, open_network(path))
+                kept = (stamp, read_network(path))  # a copy: it is kept for long, and its file may be overwritten meanwhile
             if kept[1].nbytes <= self.limit_bytes:
                 self._kept[key] = kept
             self._shrink()

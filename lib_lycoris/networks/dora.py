@@ -41,7 +41,7 @@ class DecomposedLayer(nn.Module, Layer):
     def create(cls, target: nn.Module, inner: Layer, on_output: bool = True, exact_gradient: bool = False) -> DecomposedLayer:
         """A fresh layer for training: the weight's own lengths as trainable float32 magnitudes around a fresh `inner`, so that it adds exactly nothing.
 
-        Exactly: the length of a weight to which nothing is added is computed as the magnitude was, and their difference is what counts.
+        Exactly: the length of a weight to which nothing is added is computed as the magnitude was, and what counts is their difference.
 
         Args:
             target: the module to train; its weight is read.
@@ -58,7 +58,7 @@ class DecomposedLayer(nn.Module, Layer):
         if not inner.fits(shape) or tuple(target.weight.shape) != shape:
             size = list(target.weight.shape)
             raise ConfigError(f"a weight of shape {size} can't be decomposed around this {inner.algorithm} layer; make both for one module")
-        layer = cls(inner, lengths(target.weight.detach(), 0 if on_output else 1), exact_gradient=exact_gradient)
+        layer = cls(inner, lengths(target.weight.detach(), 0 if on_output else 1).float(), exact_gradient=exact_gradient)
         layer.dora_scale.requires_grad_(True)
         return layer
 

@@ -62,10 +62,11 @@ def is_parameter(name: str) -> bool:
     return name in _PARAMETERS
 
 
-def build_layer(name: str, tensors: Mapping[str, Tensor], hints: Hints = NONE) -> Layer:
+def build_layer(name: str, tensors: Mapping[str, Tensor], hints: Hints = NONE, checked: bool = False) -> Layer:
     """The layer that `tensors` (by parameter name, as kohya and LyCORIS spell it) and `hints` describe.
 
-    `name` is for messages, and its spelling tells OneTrainer's OFT of convolutions from PEFT's.
+    `name` is for messages, and its spelling tells OneTrainer's OFT of convolutions from PEFT's. `checked`: whoever read the
+    tensors has looked for values that are not finite, and it need not be done again.
 
     Raises:
         NetworkFileError: no kind has such parameters, values are not finite, or shapes don't fit each other.
@@ -73,7 +74,7 @@ def build_layer(name: str, tensors: Mapping[str, Tensor], hints: Hints = NONE) -
     for parameter, tensor in tensors.items():
         if parameter in ("alpha", "scale") and tensor.numel() != 1:
             raise NetworkFileError(f"layer {shown(name)}: {parameter} has {tensor.numel()} values instead of one; the file is damaged, get it again")
-        if not is_finite(tensor):
+        if not checked and not is_finite(tensor):
             raise NetworkFileError(f"layer {shown(name)}: {parameter} holds values that are not finite (NaN or infinite); train it again at a lower rate")
     return _recognise(name, tensors).build(name, tensors, hints)
 

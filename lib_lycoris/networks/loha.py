@@ -90,10 +90,7 @@ class LohaLayer(nn.Module, Layer):
         if self._ranks * (rows + columns) >= rows * columns:
             return super().delta_output(x, module, weight, bias)
         with parts.full_precision(x):
-            up, down = (factor.to(x.device) for factor in self.product())
-            # Rights are of the order of one and lefts small: with rights of length one the inner product stays as small as x, also in half precision.
-            length = down.detach().norm(dim=1).clamp_min(torch.finfo(down.dtype).tiny)
-            up, down = (up * length).to(x), (down / length[:, None]).to(x)
+            up, down = (factor.to(x) for factor in self.product())
         if not hasattr(module, "kernel_size"):
             return linear_output(x, down, up)
         x, padding = parts.pad(x, module)
@@ -113,8 +110,14 @@ class LohaLayer(nn.Module, Layer):
         return self.product() if self._ranks <= _CHEAP else None
 
     def product(self) -> tuple[Tensor, Tensor]:
-        """Factors [O,R²] and [R²,I·K·K] float32, scale inside, whose product is ΔW exactly: LoHa as a LoCon of rank R²."""
-        return khatri_rao_factors(*self.halves())
+        """Factors [O,R²] and [R²,I·K·K] float32, scale inside, whose product is ΔW exactly: LoHa as a LoCon of rank R².
+
+        The second's rows are of length one. A LoHa's lefts are small and its rights of the order of one, so that in half precision an inner product with
+        the rights alone would overflow.
+        """
+        up, down = khatri_rao_factors(*self.halves())
+        length = down.detach().norm(dim=1).clamp_min(torch.finfo(down.dtype).tiny)
+        return up * length, down / length[:, None]
 
     def fits(self, shape: Sequence[int]) -> bool:
         rows, columns = self._size()

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import Tensor
+
 from lib_lycoris.networks.layer import Layer
 
 
@@ -21,3 +23,5 @@ class Network:
     """Keys of the file that belong to no layer: an embedding packed with it, a stray `scalar`."""
     targets: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """For each key of `layers` the (component, name) that files.spelling.normal_name gives it; a layer without one finds no home in a model."""
+    embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Textual inversions that are packed with the network: {name: {part of the file's key: tensor}}, read from the file when they are asked for."""

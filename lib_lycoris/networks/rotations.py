@@ -9,8 +9,8 @@ from torch import Tensor
 from lib_lycoris.errors import NetworkFileError, shown
 from lib_lycoris.networks import parts
 
-LIMIT = 1e6
-"""The largest value of a block: a rotation's are of the order of 1, and I − Q can be solved in float32 up to there."""
+LIMIT = 1e4
+"""The largest value of a block: a rotation's are of the order of 1 and below, and up to here I − Q is solved in float32 to three digits."""
 
 
 def check_blocks(name: str, part: str, blocks: Tensor, dimensions: int) -> None:

@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from lib_lycoris.errors import ConfigError
 from lib_lycoris.networks.layer import Layer
 from lib_lycoris.networks.network import Network
 
 from .targets import Target
+from .weighting import Dial, Weighting, as_weighting
+
+Cut = Callable[[Layer, int], Layer]
+
+_PICTURE_CHANNELS = 4
 
 
 @dataclass(frozen=True)
 class Effect:
-    """One layer of a network on one target, with its strength (1.0 = as trained)."""
+    """One layer of a network on one target.
+
+    Attributes:
+        target: where.
+        layer: what.
+        strength: how strongly (1.0 = as trained).
+        dial: multiplies the strength, where there is one.
+        columns: how many input channels the layer was made for, where the target has more (inpainting); it acts on the first ones.
+    """
 
     target: Target
     layer: Layer
     strength: float
+    dial: Dial | None = None
+    columns: int | None = None
+
+    @property
+    def amount(self) -> float:
+        """Strength times the dial's one value.
+
+        Raises:
+            ConfigError: the dial has different values for its rows.
+        """
+        return self.strength if self.dial is None else self.strength * self.dial.scalar
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """Of the target's weight the rows and columns that the layer acts on, or of its bias the rows; a view."""
+        if self.target.rows is not None:
+            tensor = tensor[self.target.rows]
+        return tensor if self.columns is None or tensor.ndim < 2 else tensor[:, :self.columns]
 
 
 @dataclass(frozen=True)
@@ -39,43 +70,56 @@ class Plan:
     leftovers: tuple[Leftover, ...] = ()
 
 
-def make_plan(networks: Iterable[tuple[Network, float | tuple[float, float]]], targets: Mapping[tuple[str, str], Target]) -> Plan:
-    """The plan for these networks, each with its strength: a number, or (text encoder, unet). The same whatever order they come in.
+def make_plan(networks: Iterable[tuple[Network, float | tuple[float, float] | Weighting]], targets: Mapping[tuple[str, str], Target],
+              cut: Cut = lambda layer, ranks: layer.truncated(ranks)) -> Plan:
+    """The plan for these networks, each with its strength: a number, (text encoder, unet) or a Weighting. The same whatever order they come in.
 
     A network given twice counts with the sum of its strengths; strength 0 does nothing.
+
+    Args:
+        networks: with their strengths.
+        targets: from find_targets.
+        cut: the layer of a layer's first ranks; it may keep those that it made.
 
     Raises:
         ConfigError: a strength is not a finite number.
     """
-    ordered = sorted(((network, _pair(strength)) for network, strength in networks), key=lambda item: (str(item[0].path or ""), item[1]))
-    sums: dict[tuple[int, int], list] = {}
+    ordered = sorted(((network, as_weighting(strength)) for network, strength in networks), key=_order)
+    sums: dict[tuple, list] = {}
     leftovers: dict[tuple[int, str], Leftover] = {}
-    for network, (te, unet) in ordered:
+    for network, weighting in ordered:
         for name, layer in network.layers.items():
             target = targets.get(network.targets.get(name, ("", "")))
-            reason = _misfit(layer, target)
-            if reason:
-                leftovers[id(network), name] = Leftover(network, name, reason)
+            try:
+                used, columns = _home(layer, target, weighting.ranks, cut)
+            except ConfigError as error:
+                leftovers[id(network), name] = Leftover(network, name, str(error))
                 continue
-            strength = unet if target.component == "unet" else te
-            entry = sums.setdefault((id(target), id(layer)), [target, layer, 0.0])
+            strength, dial = weighting.of(*target.key)
+            entry = sums.setdefault((id(target), id(used), id(dial)), [target, used, 0.0, dial, columns])
             entry[2] += strength
     return Plan(tuple(Effect(*entry) for entry in sums.values() if entry[2]), tuple(leftovers.values()))
 
 
-def _pair(strength: float | tuple[float, float]) -> tuple[float, float]:
-    te, unet = strength if isinstance(strength, tuple) else (strength, strength)
-    if not (math.isfinite(te) and math.isfinite(unet)):
-        raise ConfigError(f"strength {strength} is not a finite number; give a number like 0.8, or (text encoder, unet)")
-    return float(te), float(unet)
+def _order(item: tuple[Network, Weighting]) -> tuple:
+    network, weighting = item
+    numbers = (0.0 if isinstance(strength, Dial) else strength for strength in (weighting.te, weighting.unet))
+    return (str(network.path or ""), *numbers, weighting.ranks or 0)
 
 
-def _misfit(layer: Layer, target: Target | None) -> str:
-    """Why the layer can't go to the target; empty when it can."""
+def _home(layer: Layer, target: Target | None, ranks: int | None, cut: Cut) -> tuple[Layer, int | None]:
+    """The layer as it acts on the target, and on how many of its columns (None: all).
+
+    Raises:
+        ConfigError: it can't, and why.
+    """
     if target is None:
-        return "the model has no such layer"
+        raise ConfigError("the model has no such layer")
+    columns = None
     if not layer.fits(target.shape):
-        return f"made for another shape than the model's {list(target.shape)}"
+        columns = _PICTURE_CHANNELS
+        if target.name != "conv_in" or len(target.shape) != 4 or not layer.fits((target.shape[0], columns, *target.shape[2:])):
+            raise ConfigError(f"made for another shape than the model's {list(target.shape)}")
     if target.fused and not target.module._parameters[target.weight].is_floating_point():
-        return "its weight is quantised and fused with others"
-    return ""
+        raise ConfigError("its weight is quantised and fused with others")
+    return (layer if ranks is None else cut(layer, ranks)), columns

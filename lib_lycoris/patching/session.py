@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from lib_lycoris.errors import ConfigError
 from lib_lycoris.networks.layer import Layer
 from lib_lycoris.networks.network import Network
 
+from . import naming
+from .anchor import Hook
 from .hooks import Claim, ModulePatch, Settle, claims_by_module
 from .plan import Effect, Plan, make_plan
+from .rows import Rows
+from .slot import Base
+from .swap import LOCK
 from .targets import Target, find_targets
+from .weighting import Weighting
 
 
 class Session:
@@ -21,41 +28,86 @@ class Session:
     Use as a context manager to restore at the end. A model that was switched needs a new session.
     """
 
-    def __init__(self, unet: nn.Module | None, text_encoders: Sequence[nn.Module] = (), settle: Settle | None = None, beside: bool = False):
+    def __init__(self, unet: nn.Module | None, text_encoders: Sequence[nn.Module] = (), settle: Settle | None = None, beside: bool = False,
+                 base: Base | None = None, per_layer: bool = False):
         """A session with nothing on.
 
         Args:
             unet: a UNet in LDM's or diffusers' naming, or a module that holds it.
             text_encoders: te1, te2.
             settle: settle(module) → token, called before a module's weight is read: a host lets its own networks be merged there; another token than
-                before means another merge.
+                before means another merge. If it has an attribute `token`, then as long as token() gives the same value, it has nothing to do on a
+                module that nobody else changed, and is not called.
             beside: adds every delta to the layer's output instead of its weight.
+            base: base(module) → the module's tensors by name as they are without the host's networks, or None where they are its own. Networks whose ΔW
+                depends on the weight are made for these. An nn.MultiheadAttention's are "in_proj_weight", "out_proj.weight", ….
+            per_layer: merged weights are in place during each layer's own forward, instead of all of them during the UNet's: for callers who run parts of
+                the UNet alone. It costs some microseconds for each layer and step.
         """
         self.targets = find_targets(unet, text_encoders)
         self.plan = Plan()
-        self._settle = settle
+        self._unet = None if unet is None else naming.unet_root(unet)
+        self._root = None if per_layer or self._unet is None or not (naming.is_ldm(self._unet) or naming.is_diffusers(self._unet)) else self._unet
+        self._options = {"settle": settle, "base": base}
         self._way = "beside" if beside else "merged"
+        self._rows = Rows()
+        self._counter: RemovableHandle | None = None
+        self._cuts: dict[tuple[int, int], tuple[Layer, Layer]] = {}
         self._patches: dict[nn.Module, ModulePatch] = {}
 
-    def apply(self, networks: Iterable[tuple[Network, float | tuple[float, float]]]) -> list[str]:
+    @property
+    def problems(self) -> list[str]:
+        """What went wrong in forwards since `apply`, in words: strengths of rows that could not be told apart."""
+        return list(self._rows.problems)
+
+    def apply(self, networks: Iterable[tuple[Network, float | tuple[float, float] | Weighting]]) -> list[str]:
         """Puts these networks on in place of what was on; gives the names of the layers that had no home (why: `plan.leftovers`).
 
-        Strength is a number, or (text encoder, unet). Cheap when nothing changed; weights are merged when a layer next runs.
+        Strength is a number, (text encoder, unet) or a Weighting. Cheap when nothing changed; weights are merged when they are next run, or by `merge`.
 
         Raises:
             ConfigError: a strength is not a finite number; what was on stays.
         """
-        self.plan = make_plan(networks, self.targets)
-        claims = claims_by_module(self.plan.effects, self._way, self._settle)
-        for module in [module for module in self._patches if module not in claims]:
-            self._release(module)
+        networks = list(networks)
+        used: dict[tuple[int, int], tuple[Layer, Layer]] = {}
+        self.plan = make_plan(networks, self.targets, lambda layer, ranks: self._cut(used, layer, ranks))
+        self._cuts = used
+        self._rows.problems.clear()
+        claims = claims_by_module(self.plan.effects, self._way, self._root, rows=self._rows, **self._options)
         for module, claim in claims.items():
             self._claim(module, claim)
+        for module in [module for module in self._patches if module not in claims]:  # after the claims, which take over their memory
+            self._release(module)
+        self._count_rows(any(effect.dial is not None and effect.target.component == "unet" for effect in self.plan.effects))
         return [leftover.name for leftover in self.plan.leftovers]
+
+    def merge(self) -> None:
+        """Merges now what else would be merged at the next forward; nothing while a forward runs."""
+        with LOCK:
+            for swap in dict.fromkeys(swap for patch in self._patches.values() for swap in patch.swaps):
+                swap.refresh()
+
+    def begin_step(self) -> None:
+        """The next UNet call takes the dials' rows from the first on. Without it, calls go through the rows over and over."""
+        self._rows.begin_step()
 
     def restore(self) -> None:
         """Takes everything off: no hook, no copy is left, and every module holds its own tensors."""
         self.apply([])
+
+    def _cut(self, used: dict, layer: Layer, ranks: int) -> Layer:
+        """The layer of the first ranks, the same one as long as it is on, so that nothing is merged again without need."""
+        key = (id(layer), ranks)
+        if key not in used:
+            used[key] = self._cuts.get(key) or (layer, layer.truncated(ranks))
+        return used[key][1]
+
+    def _count_rows(self, wanted: bool) -> None:
+        if wanted and self._counter is None:
+            self._counter = self._unet.register_forward_pre_hook(Hook(self._rows.begin_call), with_kwargs=True)
+        elif not wanted and self._counter is not None:
+            self._counter.remove()
+            self._counter = None
 
     def _claim(self, module: nn.Module, claim: Claim) -> None:
         if module not in self._patches:

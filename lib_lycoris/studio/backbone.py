@@ -14,6 +14,7 @@ from .checkpoint import StudioModel
 from .conditioning import check_clip_skip, encode_captions
 from .generate import GenerateSettings, draw_pictures
 from .schedule import alphas_cumprod
+from .steering import Texts
 
 _HALF = torch.float16
 
@@ -77,7 +78,8 @@ class StudioBackbone:
         """
         defaults = {"width": self.model.side, "height": self.model.side, "clip_skip": self._clip_skip}
         asked = GenerateSettings(prompt=prompt, seed=seed, **{**defaults, **settings})
-        return draw_pictures(self.model, asked, split_prompt(prompt)[0], [seed], [])[0].pixels
+        texts = Texts(split_prompt(asked.prompt)[0], split_prompt(asked.negative)[0])
+        return draw_pictures(self.model, asked, texts, [seed], [])[0].pixels
 
     @contextmanager
     def training(self) -> Iterator[None]:

@@ -5,21 +5,20 @@ import random
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..prompt.request import Request, split_prompt
+from ..prompt.request import split_prompt
 from ..training.setting import Section, setting
 from .checkpoint import StudioModel
-from .conditioning import check_clip_skip, encode_composition, encode_prompt
-from .guidance import Guidance
+from .conditioning import check_clip_skip
 from .noise import PictureNoise
 from .picture import Picture, decode_latent, make_infotext
 from .sampler import SAMPLERS, Interrupted, find_sampler, sample
 from .schedule import NoiseLevels, alphas_cumprod
+from .steering import Networks, NoNetworks, Steering, Texts
 
 PROGRAM = "Lyco Studio"
 LARGEST_SEED = 2 ** 63 - 1 - 64
@@ -35,7 +34,7 @@ class GenerateSettings(Section):
     section: typing.ClassVar[str] = "generate"
 
     prompt: str = setting("", "What to draw. <lyco:NAME:STRENGTH> applies a network; (more), [less], (word:1.3), BREAK and AND as in the WebUI.")
-    negative: str = setting("", "What to keep out.")
+    negative: str = setting("", "What to keep out. A <lyco:…> tag here acts on this prompt alone.")
     seed: int = setting(-1, "Picture i of a batch has seed + i; -1 draws one.", minimum=-1, maximum=LARGEST_SEED)
     steps: int = setting(20, "Sampler steps.", minimum=1, maximum=1000)
     sampler: str = setting("Euler a", f"One of {', '.join(SAMPLERS)}.")
@@ -54,22 +53,13 @@ class GenerateSettings(Section):
         object.__setattr__(self, "scheduler", scheduler)
 
 
-class Networks(Protocol):
-    """Puts networks onto the model and takes them off: generation.Generation."""
-
-    def apply(self, requests: list[Request]) -> list[str]:
-        """Applies exactly these; gives the problems in words."""
-
-    def restore(self) -> None:
-        """Takes everything off."""
-
-
 def generate(model: StudioModel, settings: GenerateSettings, networks: Networks | None = None, on_step: OnStep | None = None,
              should_stop: Callable[[], bool] | None = None) -> list[Picture]:
     """The pictures, at least one, also after an interruption: then they are as far as they had come.
 
     Args:
-        networks: applies the prompt's `<lyco:…>` tags; taken off again in any case. None: tags apply nothing, and the pictures' problems say so.
+        networks: applies the `<lyco:…>` tags of prompt and negative prompt; taken off again in any case. None: tags apply nothing, and the pictures'
+            problems say so.
         on_step: called after each step.
         should_stop: asked after each step.
 
@@ -77,32 +67,33 @@ def generate(model: StudioModel, settings: GenerateSettings, networks: Networks 
         ConfigError: clip_skip is larger than the text encoder is deep.
     """
     check_clip_skip(model, settings.clip_skip)
-    text, requests, problems = split_prompt(settings.prompt)
-    problems = [*problems, *_tags_in_negative(settings.negative)]
+    prompt, wanted, problems = split_prompt(settings.prompt)
+    negative, unwanted, more = split_prompt(settings.negative)
+    problems = [*problems, *more]
     first = settings.seed if settings.seed >= 0 else random.randrange(2 ** 32)
     try:
         if networks is not None:
-            problems += networks.apply(requests)
+            problems += networks.apply_pictures([wanted] * settings.batch, [unwanted] * settings.batch)
         else:
-            problems += [f"network {request.name!r} was not applied: there is no network folder here" for request in requests]
-        return draw_pictures(model, settings, text, [first + place for place in range(settings.batch)], problems, on_step, should_stop)
+            problems += [f"network {request.name!r} was not applied: there is no network folder here" for request in (*wanted, *unwanted)]
+        seeds = [first + place for place in range(settings.batch)]
+        return draw_pictures(model, settings, Texts(prompt, negative), seeds, problems, on_step, should_stop, networks)
     finally:
         if networks is not None:
             networks.restore()
 
 
 @torch.no_grad()
-def draw_pictures(model: StudioModel, settings: GenerateSettings, text: str, seeds: list[int], problems: list[str],
-                  on_step: OnStep | None = None, should_stop: Callable[[], bool] | None = None) -> list[Picture]:
-    """The pictures of a prompt without tags, with whatever is attached to the model now.
+def draw_pictures(model: StudioModel, settings: GenerateSettings, texts: Texts, seeds: list[int], problems: list[str], on_step: OnStep | None = None,
+                  should_stop: Callable[[], bool] | None = None, networks: Networks | None = None) -> list[Picture]:
+    """The pictures of prompts without tags, with whatever is attached to the model now.
 
     Args:
-        text: what is left of settings.prompt without its tags.
+        texts: what is left of settings.prompt and settings.negative without their tags.
         seeds: one a picture.
         problems: told with every picture.
+        networks: what is on the model and wants to follow the steps.
     """
-    prompts = encode_composition(model, text, settings.clip_skip)
-    negative = encode_prompt(model, settings.negative, settings.clip_skip)
     levels = NoiseLevels(alphas_cumprod(model.betas))
     noise = PictureNoise(seeds, (4, settings.height // 8, settings.width // 8), model.device)
     seen: list[Tensor] = []
@@ -116,10 +107,12 @@ def draw_pictures(model: StudioModel, settings: GenerateSettings, text: str, see
 
     interrupted = False
     try:
-        denoise = Guidance(model, levels, prompts, negative, settings.cfg)
+        calls = SAMPLERS[settings.sampler].calls
+        denoise = Steering(model, levels, texts, settings.cfg, settings.clip_skip, networks or NoNetworks(), settings.steps, calls)
         latents = sample(levels, denoise, noise.draw, settings.sampler, settings.scheduler, settings.steps, after_step)
     except Interrupted:
         latents, interrupted = seen[0], True
+    problems = [*problems, *(networks.late_problems if networks else ())]
     if not torch.isfinite(latents).all():
         problems = [*problems, f"the picture has no finite values: {model.name} or a network does not work in {model.dtype}; try float32"]
     return [Picture(decode_latent(model, latent[None]), infotext(model, settings, seed), seed, tuple(problems), interrupted)
@@ -136,7 +129,3 @@ def infotext(model: StudioModel, settings: GenerateSettings, seed: int) -> str:
         "Clip skip": settings.clip_skip if settings.clip_skip > 1 else None,
         "RNG": "CPU" if model.device.type == "cuda" else None,  # what the WebUI must be told to draw the same noise there
         "Version": PROGRAM})
-
-
-def _tags_in_negative(negative: str) -> list[str]:
-    return [f"<lyco:{request.name}> in the negative prompt applies nothing: write it into the prompt" for request in split_prompt(negative)[1]]

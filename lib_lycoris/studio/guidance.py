@@ -20,7 +20,16 @@ class Guidance:
     """
 
     def __init__(self, model: StudioModel, levels: NoiseLevels, prompts: Sequence[tuple[Tensor, float]], negative: Tensor, cfg: float):
-        self._model, self._levels, self._prompts, self._negative, self._cfg = model, levels, prompts, negative, cfg
+        self._model, self._levels, self._cfg = model, levels, cfg
+        self.steer(prompts, negative)
+
+    def steer(self, prompts: Sequence[tuple[Tensor, float]], negative: Tensor) -> None:
+        """Takes these texts from the next call on, in place of those before."""
+        self._prompts, self._negative = prompts, negative
+
+    def rows(self, batch: int) -> list[tuple[int, bool]]:
+        """For each row that a call gives the UNet, in order, its picture of the batch and whether it is one of the negative prompt."""
+        return [(picture, False) for _ in self._prompts for picture in range(batch)] + [(picture, True) for picture in range(batch)]
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The picture's latent without noise.

@@ -9,6 +9,8 @@ from modules import extra_networks
 from . import host
 from .applier import Applier
 from .extra_network import LycoNetwork
+from .problems import tell
+from .rows import rows_of, step_of
 
 
 class Extension:
@@ -26,8 +28,12 @@ class Extension:
         self.applier.leave_model()
 
     def before_step(self, params: Any) -> None:
-        """Looks whether a refiner has taken over; called before each step of the sampling."""
-        self.applier.follow()
+        """Looks whether a refiner has taken over, and turns strengths to their values for this step; called before each step of the sampling."""
+        if self.applier.idle:
+            return
+        work = getattr(params.denoiser.p, "lyco_work", None)
+        if work is not None and work.follow():
+            tell(params.denoiser.p, self.applier.begin_step(*step_of(params.denoiser), lambda: rows_of(params)))
 
     def unload(self) -> None:
         """Leaves the model as the host made it."""

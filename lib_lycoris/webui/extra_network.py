@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
 from modules import extra_networks, shared
 
-from lib_lycoris.errors import LycoError
-from lib_lycoris.prompt.request import Request, parse_request
+from lib_lycoris.prompt.request import Request
 
 from . import host
 from .applier import Applier
+from .tags import TAG
+from .work import Work
 
 HASHES = "Lyco hashes"
-PROBLEMS = "Lyco problems"
 
 
 class LycoNetwork(extra_networks.ExtraNetwork):
     """`<lyco:name:te:unet>`. Registered under its own name, it goes before the built-in extension's alias."""
 
     def __init__(self, applier: Applier) -> None:
-        super().__init__("lyco")
+        super().__init__(TAG)
         self._applier = applier
         self._seen: dict[str, object] = {}
 
     def activate(self, p: Any, params_list: Sequence[extra_networks.ExtraNetworkParams]) -> None:
-        """Puts exactly these networks on the loaded model; a tag that can't be used stops itself alone and is told under the picture."""
+        """Puts on the loaded model what each picture of the batch asks for; a tag that can't be used stops itself alone and is told under the picture."""
         if not params_list and _is_empty_prompt_after_load(p):
             self._applier.leave_model()
             return
-        requests, problems = _read(params_list)
-        problems += self._applier.apply(requests)
-        if requests:
-            _restore_at_close(p, self._applier)
-        self._forget_stale_conds(p, requests)
-        _tell(p, problems)
-        _note_hashes(p, self._applier, requests)
+        batch = Work.of(p, self._applier).begin(p, params_list)
+        self._forget_stale_conds(p, batch.requests)
+        _note_hashes(p, self._applier, batch.requests)
 
     def deactivate(self, p: Any) -> None:
         """Takes everything off."""
@@ -54,55 +49,9 @@ class LycoNetwork(extra_networks.ExtraNetwork):
         self._seen.update(now)
 
 
-class _InfoOnly(str):
-    """Text that the host puts into a reply's info, not into the picture's own parameters: there it calls what can be called, and None is left out."""
-
-    def __call__(self, **_: Any) -> None:
-        return None
-
-
-def _restore_at_close(p: Any, applier: Applier) -> None:
-    """Has the picture's own `close` take the networks off: after an exception it is all that the host still calls."""
-    if not hasattr(p, "close"):
-        return
-    p.lyco_turn = applier.turn
-    if "close" in vars(p):
-        return
-    kept, close = weakref.ref(p), type(p).close
-
-    def restore_and_close() -> None:
-        picture = kept()
-        if picture is not None:
-            applier.restore(picture.lyco_turn)
-            close(picture)
-
-    p.close = restore_and_close
-
-
 def _is_empty_prompt_after_load(p: Any) -> bool:
     """Whether the host only encodes the empty prompt because it has just loaded a model; it hands in a bare object then."""
     return getattr(p, "scripts", None) is None and getattr(p, "prompts", None) is None
-
-
-def _read(params_list: Sequence[extra_networks.ExtraNetworkParams]) -> tuple[list[Request], list[str]]:
-    requests, problems = [], []
-    for params in params_list:
-        try:
-            requests.append(parse_request(list(params.items)))
-        except LycoError as error:
-            problems.append(f"lyco: {error}")
-    return requests, problems
-
-
-def _tell(p: Any, problems: Sequence[str]) -> None:
-    """Writes problems under the picture and, for those who call the API, into the reply's info (the host leaves comments out of it)."""
-    comment, info = getattr(p, "comment", None), getattr(p, "extra_generation_params", None)
-    for problem in problems:
-        if comment is not None:
-            comment(problem)
-    if info is not None and problems:
-        told = dict.fromkeys([*filter(None, str(info.get(PROBLEMS, "")).split("\n")), *problems])
-        info[PROBLEMS] = _InfoOnly("\n".join(told))
 
 
 def _note_hashes(p: Any, applier: Applier, requests: Sequence[Request]) -> None:

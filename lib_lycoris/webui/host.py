@@ -42,6 +42,11 @@ def loaded_model() -> Any | None:
     return sd_models.model_data.sd_model
 
 
+def loaded_checkpoint() -> Any:
+    """The host's description of the checkpoint that is loaded, or None; two equal ones are the same file."""
+    return getattr(loaded_model(), "sd_checkpoint_info", None)
+
+
 def trees_of(model: Any) -> Trees:
     """The trees of a loaded model: SD 1.x, SD 2.x, SDXL and its refiner.
 
@@ -126,7 +131,8 @@ def make_settle() -> Callable[[nn.Module], Hashable] | None:
     """The function that has the built-in extension put its networks on a layer, or take them off, before ours act; None where it isn't active.
 
     It merges into a layer's weights at that layer's forward, and backs them up before. Called here first, it sees its own and the model's tensors
-    only, and at the forward itself finds nothing left to do. The function gives a value that changes whenever the set of its networks does.
+    only, and at the forward itself finds nothing left to do. The function gives a value that changes whenever the set of its networks does; `token` of
+    it gives, without looking at a layer, one that is the same as long as nothing is to do on layers that it has seen.
     """
     builtin: Any = sys.modules.get("networks")
     if not hasattr(builtin, "network_apply_weights") or patches.original("lora_patches", nn.Linear, "forward") is None:
@@ -144,7 +150,38 @@ def make_settle() -> Callable[[nn.Module], Hashable] | None:
                 builtin.network_apply_weights(module)
         return getattr(module, "network_current_names", ())
 
+    def token() -> Hashable:
+        wanted = tuple((each.name, each.te_multiplier, each.unet_multiplier, getattr(each, "dyn_dim", None)) for each in builtin.loaded_networks)
+        return bool(shared.opts.lora_functional), wanted
+
+    settle.token = token
     return settle
+
+
+def moves_layers(model: Any) -> bool:
+    """Whether the host moves single parts of the UNet to the device and back while it runs (--lowvram)."""
+    return bool(getattr(shared.cmd_opts, "lowvram", False) and getattr(model, "lowvram", False))
+
+
+def make_base() -> Callable[[nn.Module], dict[str, torch.Tensor] | None] | None:
+    """The function that gives a layer's tensors as they are without the built-in extension's networks; None where it isn't active.
+
+    It keeps them in a backup for as long as its networks are merged; without a backup, or where what was merged is nothing, the layer's own are the
+    ones. Valid after `settle`.
+    """
+    if make_settle() is None:
+        return None
+
+    def base(module: nn.Module) -> dict[str, torch.Tensor] | None:
+        kept = getattr(module, "network_weights_backup", None)
+        if kept is None or not getattr(module, "network_current_names", ()):
+            return None
+        names = ("in_proj_weight", "out_proj.weight", "out_proj.bias") if isinstance(module, nn.MultiheadAttention) else ("weight", "bias")
+        weights = kept if isinstance(kept, tuple) else (kept,)
+        found = dict(zip(names, (*weights, getattr(module, "network_bias_backup", None)), strict=True))
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    return base
 
 
 def modified(path: Path) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from lib_lycoris.cli.arguments import whole_number
 from lib_lycoris.cli.interrupt import InterruptedWork
 from lib_lycoris.errors import ConfigError, DatasetError
 
-VERBS = ("studio", "demo", "train", "generate")
+VERBS = ("studio", "demo", "train", "generate", "inspect", "convert", "merge", "extract", "resize")
 
 
 def run(*arguments):

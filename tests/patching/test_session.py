@@ -274,21 +274,26 @@ def test_applying_the_same_again_merges_nothing_again():
     session.apply([(network, 1.0)])
     kept = []
     unet.input_blocks[0][0].register_forward_pre_hook(lambda module, args: kept.append(module.weight))
-    unet(*inputs())
-    session.apply([(network, 1.0)])
-    unet(*inputs())
-    session.apply([(network, 0.5)])
-    unet(*inputs())
+    with torch.no_grad():
+        unet(*inputs())
+        session.apply([(network, 1.0)])
+        unet(*inputs())
+        session.apply([(network, 0.5)])
+        unet(*inputs())
     assert kept[0] is kept[1] and kept[1] is not kept[2]
 
 
-def test_only_touched_modules_have_hooks_and_strength_zero_touches_none():
+@pytest.mark.parametrize(("options", "grad", "hooked"), [
+    ({}, False, [""]), ({}, True, ["", "input_blocks.0.0"]), ({"per_layer": True}, False, ["input_blocks.0.0"]), ({"beside": True}, True, ["input_blocks.0.0"])])
+def test_only_the_root_or_touched_modules_have_hooks_and_strength_zero_touches_none(options, grad, hooked):
     unet = make_unet()
-    session = Session(unet)
+    session = Session(unet, **options)
     network = random_network(session.targets, 1, ["conv_in"])
     before = photograph(unet)
     session.apply([(network, 1.0)])
-    assert [path for path, module in unet.named_modules() if module._forward_hooks or module._forward_pre_hooks] == ["input_blocks.0.0"]
+    with torch.set_grad_enabled(grad):
+        unet(*inputs())
+    assert [path for path, module in unet.named_modules() if module._forward_hooks or module._forward_pre_hooks] == hooked
     session.apply([(network, 0.0)])
     assert_untouched(unet, before)
     session.apply([(network, (1.0, 0.0))])

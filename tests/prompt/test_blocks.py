@@ -4,7 +4,18 @@ import pytest
 
 from lib_lycoris.errors import RequestError
 from lib_lycoris.files.spelling import diffusers_to_ldm_unet
-from lib_lycoris.prompt.blocks import BLOCKS, PRESETS, VECTORS, BlockWeights, block_of, parse_blocks, parse_elements, parse_presets, read_blocks, render_elements
+from lib_lycoris.prompt.blocks import (
+    BLOCKS,
+    PRESETS,
+    VECTORS,
+    BlockWeights,
+    block_of,
+    parse_blocks,
+    parse_elements,
+    parse_presets,
+    read_blocks,
+    render_elements,
+)
 
 INSIDE = {"resnets": ("conv1", "norm2", "time_emb_proj", "conv_shortcut"), "attentions": ("proj_in", "transformer_blocks_0_attn2_to_k", "proj_out")}
 NAMES = [
@@ -110,8 +121,8 @@ def slow_element(text, key, block):
     return all(met)
 
 
-@pytest.mark.parametrize("text", ["IN04 IN05:attn:0.5", "NOT IN04:attn:0.5", "M00:NOT attn proj:0.5", ":to_k:0.5", "OUT03::0.5", "::0.5", "NOT M00:NOT to_k:0.5",
-                                  ":emb:0.5", "IN07:skip in_layers_2:0.5", ":IN05:0.5"])
+@pytest.mark.parametrize("text", ["IN04 IN05:attn:0.5", "NOT IN04:attn:0.5", "M00:NOT attn proj:0.5", ":to_k:0.5", "OUT03::0.5", "::0.5",
+                                  "NOT M00:NOT to_k:0.5", ":emb:0.5", "IN07:skip in_layers_2:0.5", ":IN05:0.5"])
 def test_an_element_meets_what_it_meets_in_lora_block_weight(text):
     weights = BlockWeights(elements=parse_elements(text))
     for name in NAMES:

@@ -5,6 +5,7 @@ import torch
 from lib_lycoris.errors import ConfigError
 from lib_lycoris.prompt.schedule import as_schedule
 from lib_lycoris.studio.generate import GenerateSettings, generate
+from lib_lycoris.studio.steering import NoNetworks
 
 SMALL = {"width": 64, "height": 64, "steps": 3, "seed": 5}
 
@@ -14,20 +15,21 @@ def picture(model, **settings):
     return only
 
 
-class FakeNetworks:
+class FakeNetworks(NoNetworks):
     """Shifts a bias of the UNet while it is on, as a network would."""
 
     def __init__(self, model, fails=False):
         self._bias, self._fails = model.unet.conv_out.bias, fails
         self.before, self.requests, self.restored = self._bias.detach().clone(), None, 0
 
-    def apply(self, requests):
-        self.requests = requests
+    def apply_pictures(self, positive, negative):
+        self.requests, self.negative = positive[0], negative[0]
+        assert positive == [self.requests] * len(positive) and negative == [self.negative] * len(positive)
         with torch.no_grad():
-            self._bias += 0.5 * len(requests)
+            self._bias += 0.5 * len(self.requests)
         if self._fails:
             raise RuntimeError("in the middle")
-        return [f"{request.name} half fits" for request in requests]
+        return [f"{request.name} half fits" for request in self.requests]
 
     def restore(self):
         self.restored += 1
@@ -88,8 +90,12 @@ def test_a_tag_without_a_network_folder_is_told_and_is_no_part_of_the_prompt(mod
     assert np.array_equal(tagged.pixels, picture(model).pixels)
 
 
-def test_a_tag_in_the_negative_prompt_is_told(model):
-    assert "negative prompt" in picture(model, negative="<lyco:blob:1>").problems[0]
+def test_a_tag_in_the_negative_prompt_is_handed_on_and_is_no_part_of_the_text(model):
+    networks = FakeNetworks(model)
+    (tagged,) = generate(model, GenerateSettings(prompt="a red circle", negative="blue<lyco:blob:0.5>", **SMALL), networks)
+    assert [(request.name, request.unet) for request in networks.negative] == [("blob", as_schedule(0.5))] and networks.requests == []
+    assert np.array_equal(tagged.pixels, picture(model, negative="blue").pixels) and "blue<lyco:blob:0.5>" in tagged.infotext
+    assert "blob" in picture(model, negative="<lyco:blob:1>").problems[0]
 
 
 def test_an_interrupted_picture_is_as_far_as_it_had_come(model):

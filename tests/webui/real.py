@@ -82,6 +82,14 @@ class RealWebUI:
         pictures = [Image.open(io.BytesIO(file)).convert("RGB").tobytes() for file in files]
         return Reply(pictures, self.ask("/probe/v1/comments"), info["extra_generation_params"], "\n".join(info["infotexts"]), files)
 
+    def plan_prompts(self, positive: list[str], negative: list[str] | None = None, **more: Any) -> None:
+        """Has the next picture made with these prompts, one for each picture of its batch, as a script would that writes prompts."""
+        self.ask("/probe/v1/prompts", {"positive": positive, "negative": negative, **more})
+
+    def plan_turns(self, **wanted: Any) -> None:
+        """Has the next picture's sampling turned by the probe, call by call: strengths of the built-in's networks, texts kept or swapped."""
+        self.ask("/probe/v1/turn", wanted)
+
     def failing_picture(self, prompt: str, **settings: Any) -> None:
         """A picture in which an exception comes up."""
         try:

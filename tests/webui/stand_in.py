@@ -6,11 +6,9 @@ import copy
 import importlib.util
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from .network_files import Shapes
 from .reply import Reply
@@ -18,21 +16,6 @@ from .reply import Reply
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SCRIPTS = (HERE / "probe_extension" / "scripts" / "lyco_probe.py", ROOT / "scripts" / "lycoris.py")
-
-
-class Picture:
-    """The host's `p`: what stands on the class are its caches, shared by all pictures."""
-
-    cached_c, cached_uc, cached_hr_c, cached_hr_uc = [None, None], [None, None], [None, None], [None, None]
-
-    def __init__(self, scripts: list):
-        self.scripts, self.comments, self.extra_generation_params, self.is_hr_pass = scripts, {}, {}, False
-
-    def comment(self, text: str) -> None:
-        self.comments[text] = 1
-
-    def close(self) -> None:
-        self.scripts = None
 
 
 class StandIn:
@@ -66,12 +49,30 @@ class StandIn:
         sd_models.reload_model_weights(self.base)
 
     def picture(self, prompt: str, **settings: Any) -> Reply:
-        """As the host's process_images: n_iter, batch_size, hires pass, refiner, checkpoint, init."""
-        p = Picture(self._scripts)
-        for script in self._scripts:
-            script.before_process(p)
-        with torch.no_grad():
-            return self._process(p, prompt, SimpleNamespace(**{**DEFAULTS, **settings}))
+        """As the host makes pictures: n_iter, batch_size, hires pass, refiner, checkpoint, init (a Reply: img2img)."""
+        from modules import processing
+
+        wanted = {**DEFAULTS, **settings, "prompt": prompt}
+        init, checkpoint = wanted.pop("init"), wanted.pop("checkpoint")
+        if checkpoint is not None:
+            self._shared.opts.data["sd_model_checkpoint"] = checkpoint
+        if init is not None:
+            wanted["init_images"] = [_latents(init.pictures[0])]
+        p = processing.StableDiffusionProcessing(self._scripts, wanted)
+        try:
+            latents, texts = processing.process_images(p)
+        finally:
+            p.close()
+        return Reply([_decode(each) for each in latents], list(p.comments), p.extra_generation_params, "\n".join(texts))
+
+    def plan_prompts(self, positive: list[str], negative: list[str] | None = None, **more: Any) -> None:
+        """Has the next picture made with these prompts, one for each picture of its batch, as a script would that writes prompts."""
+        self._probe.planned.update({"positive": positive, "negative": negative, **more})
+
+    def plan_turns(self, **wanted: Any) -> None:
+        """Has the next picture's sampling turned by the probe, call by call."""
+        self._probe.turned.clear()
+        self._probe.turned.update(wanted)
 
     def failing_picture(self, prompt: str, **settings: Any) -> None:
         """A picture in which an exception comes up."""
@@ -128,75 +129,13 @@ class StandIn:
         classes = [value for module in loaded for value in vars(module).values() if isinstance(value, type) and issubclass(value, base)]
         self._scripts = [made() for made in classes]
         self._extra_networks.initialize()
+        sys.modules["modules.ui_extra_networks"].initialize()
         self._callbacks.run("before_ui")
 
-    def _process(self, p: Picture, prompt: str, wanted: SimpleNamespace) -> Reply:
-        pictures = []
-        self._shared.state.interrupted = False
-        checkpoint = wanted.checkpoint or getattr(self, "_checkpoint", self.base)
-        self._checkpoint = checkpoint
-        try:
-            for number in range(wanted.n_iter):
-                if self._shared.state.interrupted:
-                    break
-                self._models.reload_model_weights(checkpoint)
-                p.prompts = [prompt] * wanted.batch_size
-                p.prompts, p.extra_network_data = self._extra_networks.parse_prompts(p.prompts)
-                self._extra_networks.activate(p, p.extra_network_data)
-                seeds = [wanted.seed + number * wanted.batch_size + row for row in range(wanted.batch_size)]
-                latents = torch.cat([torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-                if wanted.init is not None:
-                    latents = 0.3 * _latents(wanted.init.pictures[0]) + 0.7 * latents
-                latents = self._sample(p, latents, wanted, p.prompts, p.extra_network_data, Picture.cached_c)
-                if wanted.enable_hr and not self._shared.state.interrupted:
-                    latents = self._hires(p, latents, prompt, wanted)
-                pictures += [_decode(row) for row in latents]
-            if p.extra_network_data:
-                self._extra_networks.deactivate(p, p.extra_network_data)
-            for script in reversed(self._scripts):
-                script.postprocess(p, None)
-        finally:
-            p.close()
-        return Reply(pictures, list(p.comments), p.extra_generation_params, _infotext(p))
 
-    def _hires(self, p: Picture, latents: torch.Tensor, prompt: str, wanted: SimpleNamespace) -> torch.Tensor:
-        p.is_hr_pass = True
-        if wanted.hr_checkpoint_name:
-            self._models.reload_model_weights(wanted.hr_checkpoint_name)
-        prompts, data = self._extra_networks.parse_prompts([wanted.hr_prompt or prompt] * len(latents))
-        self._extra_networks.activate(p, data)
-        latents = self._sample(p, functional.interpolate(latents, scale_factor=2), wanted, prompts, data, Picture.cached_hr_c)
-        p.is_hr_pass = False
-        return latents
-
-    def _conds(self, prompts: list[str], data: dict, cache: list) -> torch.Tensor:
-        key = (prompts, self._models.model_data.sd_model.sd_checkpoint_info, data)
-        if cache[0] is None or cache[0] != key:
-            cache[:] = [key, torch.cat([self._models.model_data.sd_model.encode(prompt) for prompt in prompts])]
-        return cache[1]
-
-    def _sample(self, p: Picture, x: torch.Tensor, wanted: SimpleNamespace, prompts: list[str], data: dict, cache: list) -> torch.Tensor:
-        from modules.sd_samplers_common import InterruptedException
-
-        context = self._conds(prompts, data, cache)
-        try:
-            for step in range(STEPS):
-                if self._shared.state.interrupted:
-                    raise InterruptedException
-                if wanted.refiner_checkpoint and step >= wanted.refiner_switch_at * STEPS:
-                    self._models.reload_model_weights(wanted.refiner_checkpoint)
-                    context = self._conds(prompts, data, cache)
-                for callback in self._callbacks.callbacks["cfg_denoiser"]:
-                    callback(SimpleNamespace(sampling_step=step))
-                x = x - 0.5 * self._models.model_data.sd_model.model.diffusion_model(x, torch.full((len(x),), float(step)), context)
-        except InterruptedException:
-            pass
-        return x
-
-
-STEPS = 3
-DEFAULTS = {"seed": 1, "n_iter": 1, "batch_size": 1, "init": None, "checkpoint": None, "enable_hr": False, "hr_prompt": "",
-            "hr_checkpoint_name": None, "refiner_checkpoint": None, "refiner_switch_at": 0.5}
+DEFAULTS = {"seed": 1, "steps": 4, "n_iter": 1, "batch_size": 1, "negative_prompt": "", "sampler_name": "Euler", "cfg_scale": 2.0, "init": None,
+            "checkpoint": None, "denoising_strength": 0.7, "enable_hr": False, "hr_prompt": "", "hr_negative_prompt": "", "hr_second_pass_steps": 0,
+            "hr_checkpoint_name": None, "refiner_checkpoint": None, "refiner_switch_at": 0.5, "disable_extra_networks": False}
 
 
 def _run_script(path: Path) -> Any:
@@ -220,8 +159,3 @@ def _decode(latents: torch.Tensor) -> bytes:
 
 def _latents(picture: bytes) -> torch.Tensor:
     return (torch.frombuffer(bytearray(picture), dtype=torch.uint8).float().reshape(1, 4, 8, 8) - 128) / 60
-
-
-def _infotext(p: Picture) -> str:
-    values = {key: value() if callable(value) else value for key, value in p.extra_generation_params.items()}
-    return ", ".join(f'{key}: "{value}"' if "," in str(value) else f"{key}: {value}" for key, value in values.items() if value is not None)

@@ -13,9 +13,15 @@ folder = None
 
 class Loaded:
     def __init__(self, name, te, unet):
-        self.name, self.te, self.unet = name, te, unet
+        self.name, self.te_multiplier, self.unet_multiplier = name, te, unet
         self.tensors = load_file(str(folder / f"{name}.safetensors"))
-        self.key = (name, te, unet)
+
+    @property
+    def key(self):
+        return self.name, self.te_multiplier, self.unet_multiplier
+
+    def strength(self, layer_name):
+        return self.te_multiplier if layer_name.startswith("lora_te") else self.unet_multiplier
 
 
 def assign_names(model):
@@ -53,7 +59,7 @@ def network_apply_weights(self):
         down, alpha = network.tensors[f"{name}.lora_down.weight"], network.tensors[f"{name}.alpha"].item()
         delta = (up.flatten(1) @ down.flatten(1)).reshape(self.weight.shape) * (alpha / down.shape[0])
         with torch.no_grad():
-            self.weight.copy_(self.weight + delta * (network.te if name.startswith("lora_te") else network.unet))
+            self.weight.copy_(self.weight + delta * network.strength(name))
     self.network_current_names = wanted
 
 
@@ -79,7 +85,7 @@ def network_functional_forward(self, x, original):
         up = network.tensors.get(f"{name}.lora_up.weight")
         if up is not None and up.shape[0] == self.weight.shape[0]:
             down = network.tensors[f"{name}.lora_down.weight"]
-            scale = network.tensors[f"{name}.alpha"].item() / down.shape[0] * (network.te if name.startswith("lora_te") else network.unet)
+            scale = network.tensors[f"{name}.alpha"].item() / down.shape[0] * network.strength(name)
             low = nn.functional.linear(x, down) if x.dim() == 3 else nn.functional.conv2d(x, down, None, self.stride, self.padding)
             y = y + scale * (nn.functional.linear(low, up) if x.dim() == 3 else nn.functional.conv2d(low, up))
     return y

@@ -50,6 +50,8 @@ def activate(p, data):
     for network in extra_network_registry.values():
         if network not in wanted:
             network.activate(p, [])
+    for script in getattr(p, "scripts", None) or ():
+        script.after_extra_networks_activate(p, batch_number=p.iteration, prompts=p.prompts, extra_network_data=data)
 
 
 def deactivate(p, data):
@@ -57,10 +59,15 @@ def deactivate(p, data):
         network.deactivate(p)
 
 
+def parse_prompt(prompt):
+    """The prompt without tags, and its tags."""
+    data = {}
+    for name, text in re.findall(r"<(\w+):([^>]+)>", prompt):
+        data.setdefault(name, []).append(ExtraNetworkParams(text.split(":")))
+    return re.sub(r"<\w+:[^>]+>", "", prompt), data
+
+
 def parse_prompts(prompts):
     """The prompts without tags, and the first one's tags."""
-    found = [re.findall(r"<(\w+):([^>]+)>", prompt) for prompt in prompts]
-    data = {}
-    for name, text in found[0]:
-        data.setdefault(name, []).append(ExtraNetworkParams(text.split(":")))
-    return [re.sub(r"<\w+:[^>]+>", "", prompt) for prompt in prompts], data
+    parsed = [parse_prompt(prompt) for prompt in prompts]
+    return [text for text, _ in parsed], parsed[0][1]

@@ -15,7 +15,7 @@ checkpoints = {}
 def get_empty_cond(sd_model):
     p = SimpleNamespace(scripts=None, prompt="", comments={}, extra_generation_params={})
     extra_networks.activate(p, {})
-    return sd_model.encode("")
+    return sd_model.get_learned_conditioning([""])
 
 
 def make_current(model):

@@ -146,11 +146,15 @@ class TinyModel(nn.Module):
         self.cond_stage_model.wrapped.transformer = nn.Module()
         self.cond_stage_model.wrapped.transformer.text_model = text
 
-    def encode(self, prompt):
-        """[1, TOKENS, CONTEXT]."""
-        words = [zlib.crc32(word.encode()) % 96 + 1 for word in prompt.split()]
+    def get_learned_conditioning(self, prompts):
+        """[B, T, CONTEXT]: T is the number of TOKENS that the longest needs, in whole multiples."""
+        words = [[zlib.crc32(word.encode()) % 96 + 1 for word in prompt.split()] for prompt in prompts]
+        length = max(1, *(-(-len(each) // TOKENS) for each in words)) * TOKENS
         text = self.cond_stage_model.wrapped.transformer.text_model
-        x = text.embeddings.token_embedding(torch.tensor([(words + [0] * TOKENS)[:TOKENS]]))
+        x = text.embeddings.token_embedding(torch.tensor([each + [0] * (length - len(each)) for each in words]))
         for layer in text.encoder.layers:
             x = layer(x)
         return text.final_layer_norm(x)
+
+    def apply_model(self, x, t, cond):
+        return self.model.diffusion_model(x, t, cond)

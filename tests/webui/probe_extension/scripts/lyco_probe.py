@@ -1,6 +1,7 @@
 """Shows the tests what the WebUI's HTTP API does not: comments, hooks, the parameters' bits; and breaks a picture on purpose. Never install it."""
 
 import hashlib
+import sys
 
 import torch
 from fastapi import Body
@@ -11,6 +12,9 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "
          "_load_state_dict_pre_hooks")
 told = []
 plan = {}
+planned = {}
+turned = {}
+kept = {}
 
 
 class Probe(scripts.Script):
@@ -20,8 +24,24 @@ class Probe(scripts.Script):
     def show(self, is_img2img):
         return scripts.AlwaysVisible
 
+    def process(self, p, *args):
+        if planned.get("when") != "batch":
+            self.write_prompts(p, "all_")
+
+    def before_process_batch(self, p, *args, **kwargs):
+        if planned.get("when") == "batch":
+            self.write_prompts(p, "")
+
+    def write_prompts(self, p, which):
+        """Puts other prompts in the place of the user's, as scripts with wildcards do."""
+        for kind, name in (("positive", "prompts"), ("negative", "negative_prompts"), ("hr_positive", "hr_prompts"), ("hr_negative", "hr_negative_prompts")):
+            if planned.get(kind) and (which or not kind.startswith("hr_")):
+                setattr(p, which + name, list(planned[kind]))
+        planned.clear()
+
     def postprocess(self, p, processed, *args):
         told[:] = p.comments
+        turned.clear()
 
 
 def trees():
@@ -55,6 +75,19 @@ def digest():
                     identity.append((f"{name}.{key}", id(tensor), tensor.requires_grad))
         identity.append((name, "forward" in vars(module)))
     return bits.hexdigest(), hashlib.sha256(repr(identity).encode()).hexdigest()
+
+
+def turn(params):
+    """A slow second way to schedules: turns the built-in's networks at each call of the denoiser, and swaps texts for those of a picture before."""
+    strengths = turned.get("strengths")
+    if strengths:
+        for network in sys.modules["networks"].loaded_networks:
+            network.unet_multiplier = strengths[min(params.denoiser.step, len(strengths) - 1)]
+    if turned.get("keep"):
+        kept[turned["keep"], params.denoiser.step] = params.text_cond, params.text_uncond
+    name = (turned.get("texts") or {}).get(str(params.denoiser.step))
+    if name:
+        params.text_cond, params.text_uncond = kept[name, params.denoiser.step]
 
 
 def at_step(params):
@@ -91,6 +124,16 @@ def routes(demo, app):
         plan.clear()
         plan.update(wanted)
 
+    @app.post("/probe/v1/prompts")
+    def set_prompts(wanted: dict = Body()):  # noqa: B008
+        planned.clear()
+        planned.update(wanted)
+
+    @app.post("/probe/v1/turn")
+    def set_turns(wanted: dict = Body()):  # noqa: B008
+        turned.clear()
+        turned.update(wanted)
+
     @app.post("/probe/v1/empty-cond")
     def empty_cond():
         with torch.no_grad():
@@ -101,5 +144,6 @@ def routes(demo, app):
         shared.state.request_restart()
 
 
+script_callbacks.on_cfg_denoiser(turn)
 script_callbacks.on_cfg_denoiser(at_step)
 script_callbacks.on_app_started(routes)

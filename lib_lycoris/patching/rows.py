@@ -1,0 +1,99 @@
+"""Which rows of a denoiser step the UNet call and the layer in work hold, and what a dial says for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .weighting import Dial, common_value
+
+
+class Rows:
+    """Counts the rows of a step through its UNet calls.
+
+    A step's rows come in one UNet call or in several, one after the other. A call with more rows than the dial holds, as those who cut pictures into
+    tiles make it, has all of them several times over. Within a call a layer may see each row k times in a row, as attention over parts of a picture does it.
+    """
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self._next = 0
+        self._start = 0
+        self._count: int | None = None
+        self._seen: dict[tuple, float | Tensor] = {}
+
+    def begin_step(self) -> None:
+        """The next UNet call takes rows from the first on."""
+        self._next = 0
+
+    def begin_call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook of the UNet: moves on by the rows of the call's first tensor."""
+        x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        self._count = None if x is None or not x.ndim else x.shape[0]
+        self._start = self._next
+        self._next += self._count or 0
+        self._seen.clear()
+
+    def values(self, dial: Dial, count: int) -> float | Tensor:
+        """The dial's value for a layer whose batch is `count`: a number where all rows agree, else [count] float64 on the CPU.
+
+        Rows that can't be told apart get none of it (0.0), and `problems` says so.
+        """
+        key = (dial, dial.turns, count)
+        if key not in self._seen:
+            self._seen[key] = self._find(dial.value, count)
+        return self._seen[key]
+
+    def _find(self, value: float | Tensor, count: int) -> float | Tensor:
+        if isinstance(value, float):
+            return value
+        window = self._window(value)
+        common = common_value(value if window is None else window)
+        if common is not None:
+            return common
+        if window is None:
+            return self._lost(f"a call of the UNet with {self._count} rows does not fit into a step of {len(value)}")
+        if count % len(window):
+            return self._lost(f"a layer with a batch of {count} does not show which of the {len(window)} rows it holds")
+        return window.repeat_interleave(count // len(window))
+
+    def _window(self, value: Tensor) -> Tensor | None:
+        """The part of [rows] that this call holds."""
+        rows, count = len(value), self._count
+        if count is None:  # a layer called on its own
+            return value
+        start = self._start % rows
+        if start + count <= rows:
+            return value[start:start + count]
+        return value.repeat(count // rows) if not start and count % rows == 0 else None
+
+    def _lost(self, why: str) -> float:
+        problem = f"strengths of single pictures were left out: {why}"
+        if problem not in self.problems:
+            self.problems.append(problem)
+        return 0.0
+
+
+def on_device(values: Tensor, like: Tensor) -> Tensor:
+    """The values on the device and in the dtype of `like`; without waiting for the device."""
+    return values.to(like.dtype).to(like.device, non_blocking=True) if like.device.type != "cpu" else values.to(like.dtype)
+
+
+def spread(values: Tensor, dimensions: int, channels_first: bool) -> Tensor:
+    """[B] or [B,C] with dimensions of one put in, so that it multiplies a tensor [B,C,…] or [B,…,C] of so many dimensions."""
+    if values.ndim == 1:
+        return values.reshape(-1, *(1,) * (dimensions - 1))
+    ones = (1,) * (dimensions - 2)
+    return values.reshape(values.shape[0], values.shape[1], *ones) if channels_first else values.reshape(values.shape[0], *ones, values.shape[1])
+
+
+def acting(values: Tensor) -> slice | Tensor | None:
+    """Which rows of [B] or [B,…] have any value but 0: None for all of them, a slice where they follow each other, else their numbers."""
+    busy = (values.reshape(values.shape[0], -1) != 0).any(dim=1)
+    numbers = torch.nonzero(busy).flatten()
+    if len(numbers) == len(busy):
+        return None
+    first, last = int(numbers[0]), int(numbers[-1])
+    return slice(first, last + 1) if last - first + 1 == len(numbers) else numbers

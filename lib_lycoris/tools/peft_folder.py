@@ -1,0 +1,98 @@
+"""PEFT's folders: adapter_config.json and adapter_model.safetensors, one folder for each model (unet, text_encoder, text_encoder_2) where there are several.
+
+Source: huggingface/peft, docs/source/developer_guides/checkpoint.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lib_lycoris.errors import ConfigError, LycoError, shown
+from lib_lycoris.files.peft import CONFIG_NAME
+from lib_lycoris.files.safetensors import write_tensors
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One module's LoRA as PEFT holds it: A [R,I,…], B [O,R,…], scale (alpha/R), a bias [O] that is added unscaled, and DoRA's magnitude [O] or [1,O,1,1]."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    bias: Tensor | None = None
+    magnitude: Tensor | None = None
+
+
+def checked_folder(out: Path) -> Path:
+    """`out` as a folder for an adapter.
+
+    Raises:
+        ConfigError: it is a file, or named like one.
+    """
+    if out.is_file() or out.suffix.lower() in (".safetensors", ".bin", ".pt"):
+        raise ConfigError(f"output {shown(out)}: PEFT's form is a folder ({CONFIG_NAME} and {WEIGHTS_NAME}); name a folder")
+    return out
+
+
+def write(out: Path, parts: Mapping[str, Mapping[str, Adapter]], metadata: Mapping[str, str]) -> int:
+    """Writes {component: {dotted module name: adapter}}, into `out` itself where there is one component, else into a folder for each; gives the weights' bytes.
+
+    Raises:
+        LycoError: a folder or file could not be written.
+    """
+    size = 0
+    for component, adapters in parts.items():
+        folder = out if len(parts) == 1 else out / component
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_tensors(folder / WEIGHTS_NAME, _tensors(component, adapters), {"format": "pt", **metadata})
+            draft = folder / f".{CONFIG_NAME}.tmp"
+            draft.write_text(json.dumps(_config(component, adapters), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            os.replace(draft, folder / CONFIG_NAME)
+        except OSError as error:
+            raise LycoError(f"{shown(folder)} could not be written: {error.strerror or error}; free some space or choose another folder") from error
+        size += (folder / WEIGHTS_NAME).stat().st_size
+    return size
+
+
+def _own_name(component: str, name: str) -> str:
+    # transformers 5 has no text_model level in CLIPTextModel, and PEFT's loader wants the model's very names
+    return name if component == "unet" else name.removeprefix("text_model.")
+
+
+def _tensors(component: str, adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
+    biased = any(adapter.bias is not None for adapter in adapters.values())
+    tensors = {}
+    for name, adapter in adapters.items():
+        start = f"base_model.model.{_own_name(component, name)}"
+        tensors.update({f"{start}.lora_A.weight": adapter.a, f"{start}.lora_B.weight": adapter.b})
+        if adapter.magnitude is not None:
+            tensors[f"{start}.lora_magnitude_vector"] = adapter.magnitude
+        if biased:
+            tensors[f"{start}.lora_B.bias"] = torch.zeros(adapter.b.shape[0]) if adapter.bias is None else adapter.bias / (adapter.scale or 1.0)
+    return tensors
+
+
+def _config(component: str, adapters: Mapping[str, Adapter]) -> dict[str, object]:
+    ranks = {_own_name(component, name): adapter.a.shape[0] for name, adapter in adapters.items()}
+    alphas = {_own_name(component, name): adapter.scale * adapter.a.shape[0] for name, adapter in adapters.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    return {
+        "peft_type": "LORA", "task_type": None, "inference_mode": True, "base_model_name_or_path": None, "bias": "none", "fan_in_fan_out": False,
+        "r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "target_modules": sorted(ranks), "init_lora_weights": True, "use_rslora": False,
+        "use_dora": any(adapter.magnitude is not None for adapter in adapters.values()),
+        "lora_bias": any(adapter.bias is not None for adapter in adapters.values()),
+        # "^": only this very module, not others whose names end so
+        "rank_pattern": {f"^{name}": value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {f"^{name}": value for name, value in alphas.items() if value != alpha},
+    }

@@ -1,0 +1,60 @@
+"""What the user sees of the networks in the WebUI: cards, settings, axes, pasted infotexts, and the routes' callables. One start of the user interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from modules import cache, ui_extra_networks
+
+from lib_lycoris.library.catalogue import Catalogue
+from lib_lycoris.library.facts import FactsCache
+from lib_lycoris.library.shelf import Shelf
+
+from . import settings
+from .applier import Applier
+from .axes import add_axes
+from .cards import NetworksPage
+from .editor import make_editor
+from .infotext import Paste
+
+_STORE = "lycoris-facts-1"
+"""Where the host's cache keeps what headers tell; another number for another record."""
+
+
+class Pages:
+    """Everything about networks that is seen without a picture being made.
+
+    Args:
+        applier: whose catalogue and cache follow the settings.
+        component: makes a setting's component: component(kind, label=…, value=…, …).
+        draw: makes the fields of the editor.
+    """
+
+    def __init__(self, applier: Applier, component: Callable[..., Any], draw: Any) -> None:
+        self._applier, self._draw = applier, draw
+        self.shelf = Shelf(lambda: applier.catalogue, settings.network_folders, FactsCache(_recall))
+        self.paste = Paste(self.shelf)
+        settings.register(component)
+
+    def before_ui(self) -> None:
+        """Adds page and axes; the host has emptied its list of pages just before."""
+        settings.on_change(settings.FOLDERS, self._look_into_folders)
+        settings.on_change(settings.CACHE, self._limit_cache)
+        self._look_into_folders()
+        self._limit_cache()
+        ui_extra_networks.register_page(NetworksPage(self.shelf, make_editor(self._draw)))
+        add_axes(self.shelf, settings.block_presets, lambda: settings.value(settings.STRENGTH))
+
+    def _look_into_folders(self) -> None:
+        self._applier.catalogue = Catalogue(settings.network_folders())
+        self._applier.leave_model()
+
+    def _limit_cache(self) -> None:
+        self._applier.cache.limit_bytes = settings.cache_bytes()
+
+
+def _recall(path: Path, read: Callable[[], dict[str, Any]]) -> Mapping[str, Any]:
+    """What `read` gives, from the host's cache on disk where the file has not changed since."""
+    return cache.cached_data_for_file(_STORE, str(path), str(path), read)
