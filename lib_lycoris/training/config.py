@@ -198,11 +198,11 @@ class NetworkSettings(Section):
     beta1: float = setting(0.85, "AdaLoRA: how much of the average importance is kept from step to step.", minimum=0, maximum=0.9999, above_minimum=True)
     beta2: float = setting(0.85, "AdaLoRA: how much of the average uncertainty is kept.", minimum=0, maximum=0.9999, above_minimum=True)
     orthogonality: float = setting(0.1, "AdaLoRA: weight of the penalty that keeps P and Q orthogonal.", minimum=0, maximum=1000)
-    dropout: float = setting(0.0, "Share of each layer's inputs that are left away in every step.", minimum=0, maximum=0.99)
-    rank_dropout: float = setting(0.0, "Share of ranks that are left away in every step.", minimum=0, maximum=0.99)
+    dropout: float = setting(0.0, "Share of each layer's inputs that are left away in every step, others in each picture.", minimum=0, maximum=0.99)
+    rank_dropout: float = setting(0.0, "Share of each layer's ranks that are left away in every step.", minimum=0, maximum=0.99)
     module_dropout: float = setting(0.0, "Share of layers that are left away in every step.", minimum=0, maximum=0.99)
     max_norm: float | None = setting(
-        None, "Scale a layer down when its ΔW's Frobenius norm is larger than this. Left out: never.", minimum=0, above_minimum=True
+        None, "After every step, scale a layer down whose ΔW's Frobenius norm is larger than this. Left out: never.", minimum=0, above_minimum=True
     )
 
     def _check_together(self) -> None:
@@ -219,6 +219,13 @@ class NetworkSettings(Section):
             _check_applies(self, name, ("lokr",))
         for name in ("init_rank", "target_rank", "warmup", "final", "interval"):
             _check_applies(self, name, ("adalora",))
+        ranked = ("lora", "locon", "loha", "lokr", "adalora")
+        _check_applies(self, "rank_dropout", ranked)
+        _check_applies(self, "dropout", (*ranked, "full", "ia3"))
+        if self.rank_dropout and self.full_matrix:
+            raise ConfigError(f"network.rank_dropout = {self.rank_dropout:g} and network.full_matrix = true: a whole matrix has no ranks; give one of the two")
+        if self.max_norm is not None and self.dora:
+            raise ConfigError(f"network.max_norm = {self.max_norm:g} and network.dora = true: DoRA's magnitudes can't be scaled down so; give one of the two")
         if self.kind == "adalora" and self.initial_rank < self.final_rank:
             raise ConfigError(f"network.init_rank = {self.initial_rank}: less than target_rank = {self.final_rank}; AdaLoRA starts with more")
         for item in self.block_ranks:
@@ -274,13 +281,18 @@ class TrainingSettings(Section):
     text_encoder_learning_rate: float | None = setting(
         None, "Learning rate of the text encoder's layers. Left out: the same as learning_rate.", minimum=0, maximum=10, above_minimum=True
     )
+    text_encoder_2_learning_rate: float | None = setting(
+        None, "Learning rate of SDXL's second text encoder. Left out: the same as text_encoder_learning_rate.", minimum=0, maximum=10, above_minimum=True
+    )
     block_learning_rates: tuple[str, ...] = setting(
-        (), 'Factors on the rate of single blocks or layers, as "PATTERN=FACTOR"; the last that fits counts, 0 leaves them as they are: ["down_blocks_0*=0.5"].'
+        (), 'Factors on the rate of single blocks or layers, as "PATTERN=FACTOR"; the last that fits counts, 0 leaves them out of the training and of the '
+        'file (with network.start_from: as they are): ["down_blocks_0*=0.5"].'
     )
     optimizer: str = setting(
-        "adamw", "The optimiser; all but adamw need a package of their own: bitsandbytes, lion-pytorch, prodigyopt, schedulefree.", choices=OPTIMIZERS
+        "adamw", "The optimiser; all but adamw need a package of their own: bitsandbytes, lion-pytorch, prodigyopt, schedulefree. lion wants a rate three to "
+        "ten times lower; prodigy finds the rate itself and multiplies it with learning_rate, which should be 1.", choices=OPTIMIZERS
     )
-    weight_decay: float = setting(0.01, "AdamW's decoupled weight decay.", minimum=0, maximum=10)
+    weight_decay: float = setting(0.01, "Decoupled weight decay: what of each number is taken away in a step, times the learning rate.", minimum=0, maximum=10)
     schedule: str = setting("constant", "What the learning rate does after the warm-up; all but constant end at zero.", choices=SCHEDULES)
     restarts: int = setting(1, "How often cosine_restarts falls from the full rate.", minimum=1, maximum=1000)
     warmup_steps: int = setting(0, "Steps in which the learning rate rises from zero.", minimum=0, maximum=10_000_000)
@@ -308,6 +320,8 @@ class TrainingSettings(Section):
             raise ConfigError(f"training.steps = {self.steps} and training.epochs = {self.epochs}: give one of the two")
         if self.debiased and self.min_snr_gamma:
             raise ConfigError(f"training.debiased = true and training.min_snr_gamma = {self.min_snr_gamma:g}: both weigh the time steps; give one of the two")
+        if self.optimizer == "schedule_free" and self.ema:
+            raise ConfigError(f"training.ema = {self.ema:g}: schedule_free averages the steps itself; leave it out")
         for item in self.block_learning_rates:
             split_pattern("training.block_learning_rates", item, float)
         if self.steps is not None and self.warmup_steps > self.steps:
@@ -317,6 +331,11 @@ class TrainingSettings(Section):
     def te_learning_rate(self) -> float:
         """Learning rate of the text encoder's layers."""
         return self.learning_rate if self.text_encoder_learning_rate is None else self.text_encoder_learning_rate
+
+    @property
+    def te2_learning_rate(self) -> float:
+        """Learning rate of a second text encoder's layers."""
+        return self.te_learning_rate if self.text_encoder_2_learning_rate is None else self.text_encoder_2_learning_rate
 
     def total_steps(self, draws: int, batch_size: int) -> int:
         """Number of optimiser steps, given the draws (pictures × repeats) in an epoch."""
@@ -364,8 +383,11 @@ class OutputSettings(Section):
     network_every: int = setting(
         0, "Steps between networks of their own, NAME-step00000100.safetensors, to choose the best of; 0 saves the last alone.", minimum=0, maximum=10_000_000
     )
-    preview_prompts: tuple[str, ...] = setting((), "Prompts of pictures that are made during the training, with the network as it stands.")
-    preview_every: int = setting(0, "Steps between preview pictures; 0 makes none.", minimum=0, maximum=10_000_000)
+    network_epochs: int = setting(0, "The same in epochs, beside network_every.", minimum=0, maximum=1_000_000)
+    preview_prompts: tuple[str, ...] = setting(
+        (), "Prompts of pictures that are made during the training, with the network as it stands, and put into one grid (NAME-previews/grid.png)."
+    )
+    preview_every: int = setting(0, "Steps between preview pictures; 0 makes them with each saved network only.", minimum=0, maximum=10_000_000)
     preview_seed: int = setting(0, "Seed of the previews.", minimum=0, maximum=2**32 - 1)
 
     def _check_together(self) -> None:

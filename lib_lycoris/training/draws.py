@@ -27,10 +27,10 @@ class Draw:
     """[4,h,w] float32, standard normal."""
 
 
-def make_generator(*parts: object) -> torch.Generator:
-    """A generator on the CPU whose numbers depend on these parts alone; other parts, independent numbers."""
+def make_generator(*parts: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator, on the CPU if nothing else is said, whose numbers depend on these parts alone; other parts, independent numbers."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 class Order:

@@ -42,6 +42,7 @@ KNOWN_BY = {
     **dict.fromkeys(("conv_rank", "conv_alpha", "tucker"), ("locon", "loha", "lokr")), "dora": ("lora", "locon", "loha", "lokr"),
     "rs_lora": ("lora", "locon", "loha", "lokr"), **dict.fromkeys(("factor", "decompose_both", "full_matrix"), ("lokr",)),
     **dict.fromkeys(("init_rank", "target_rank", "warmup", "final", "interval"), ("adalora",)),
+    "rank_dropout": ("lora", "locon", "loha", "lokr", "adalora"), "dropout": ("lora", "locon", "loha", "lokr", "adalora", "full", "ia3"),
 }
 
 
@@ -49,6 +50,9 @@ def made_to_fit(sections):
     """Sections that contradict nothing: of two that exclude each other the first stays, what a kind does not know is as it was."""
     data, network, training = dict(sections["data"]), dict(sections["network"]), dict(sections["training"])
     training["debiased"] = training["debiased"] and not training["min_snr_gamma"]
+    training["ema"] = 0.0 if training["optimizer"] == "schedule_free" else training["ema"]
+    network["rank_dropout"] = 0.0 if network["full_matrix"] else network["rank_dropout"]
+    network["max_norm"] = None if network["dora"] else network["max_norm"]
     training["epochs"] = training["epochs"] if training["steps"] is None else None
     training["warmup_steps"] = min(training["warmup_steps"], training["steps"] or training["warmup_steps"])
     data["dataset"] = None if data["folders"] else data["dataset"]
