@@ -18,12 +18,12 @@ from ..patching.session import Session
 from ..prompt.request import split_prompt
 from ..training.config import TrainConfig
 from ..training.dataset import Dataset, read_dataset, read_picture
+from ..training.grid import make_grid
 from ..training.loop import train
 from ..training.progress import render_progress
 from .backbone import StudioBackbone
 from .checkpoint import StudioModel, load_checkpoint
 from .generate import GenerateSettings, generate
-from .grid import make_grid
 from .world.dataset import concept_scenes, draw_dataset
 from .world.evaluate import Followed, draw_scenes
 from .world.scenes import BACKGROUNDS, COLOURS, CONCEPT_SHAPE, CONCEPT_WORD, Scene, caption, draw_scene, held_back, held_back_scenes

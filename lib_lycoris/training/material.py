@@ -62,3 +62,26 @@ class PlainMaterial:
 
     def framing(self, sample: int, epoch: int) -> Framing | None:
         return None
+
+
+class Part:
+    """Some samples of a material, numbered anew."""
+
+    def __init__(self, whole: Material, samples: Sequence[int]):
+        self._whole, self._samples = whole, list(samples)
+        self.samples = len(self._samples)
+
+    def bucket(self, sample: int) -> int:
+        return self._whole.bucket(self._samples[sample])
+
+    def latents(self, sample: int, epoch: int) -> Tensor:
+        return self._whole.latents(self._samples[sample], epoch)
+
+    def caption(self, sample: int, epoch: int) -> str:
+        return self._whole.caption(self._samples[sample], epoch)
+
+    def mask(self, sample: int, epoch: int) -> Tensor | None:
+        return self._whole.mask(self._samples[sample], epoch)
+
+    def framing(self, sample: int, epoch: int) -> Framing | None:
+        return self._whole.framing(self._samples[sample], epoch)

@@ -32,6 +32,13 @@ def check_optimizer(settings: TrainingSettings) -> None:
         raise ConfigError(f'training.schedule = "{settings.schedule}": schedule_free takes the place of a schedule; use "constant", warmup_steps are kept')
 
 
+def odd_about_rates(settings: TrainingSettings) -> list[str]:
+    """In words, what looks like a mistake in the rates for that optimiser."""
+    if settings.optimizer == "prodigy" and settings.learning_rate < 0.1:
+        return [f"training.learning_rate = {settings.learning_rate:g}: prodigy finds the rate itself and multiplies it with this; 1 is usual"]
+    return []
+
+
 def make_optimizer(groups: list[dict[str, Any]], settings: TrainingSettings) -> torch.optim.Optimizer:
     """The optimiser over these parameter groups, each with its own "lr"; ready to train.
 

@@ -22,6 +22,8 @@ class StepReport:
     seconds: float
     """Since the training began, without earlier parts of a resumed run."""
     seconds_left: float
+    validation_loss: float | None = None
+    """Of this step's validation; None in steps without one."""
 
 
 class SmoothedLoss:
@@ -48,7 +50,8 @@ def render_progress(report: StepReport) -> str:
     bar = "#" * full + "-" * (_WIDTH - full)
     return (
         f"[{bar}] {report.step}/{report.steps} steps, loss {report.smoothed_loss:.4f}, "
-        f"{render_seconds(report.seconds)} gone, {render_seconds(report.seconds_left)} left"
+        + ("" if report.validation_loss is None else f"validation {report.validation_loss:.4f}, ")
+        + f"{render_seconds(report.seconds)} gone, {render_seconds(report.seconds_left)} left"
     )
 
 

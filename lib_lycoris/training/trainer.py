@@ -44,6 +44,11 @@ class Trainer:
         processes: who else trains the same; each takes its share of every batch.
         dropout: what the layers were wrapped with; None where the settings leave nothing away.
         targets: of the method's layers; needed for network.max_norm alone.
+
+    Attributes:
+        parameters: by "component.layer.part".
+        samples: of an epoch.
+        batch: samples of a step, over all its parts and processes.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Trainer:
         self._dropout = dropout or Dropout(config.network, config.training.seed)
         self._targets = targets or {}
         seed, batch = config.training.seed, config.data.batch_size * self.processes.count
+        self.samples, self.batch = material.samples, batch * config.training.gradient_accumulation
         self._order = Order([material.bucket(sample) for sample in range(material.samples)], batch, seed)
         self._prior_order = None if prior is None else Order([prior.bucket(sample) for sample in range(prior.samples)], batch, seed + 1)
         self._objective = Objective(config, backbone, make_captions(backbone, any(component != "unet" for component, _ in method.layers)))
