@@ -13,11 +13,14 @@ import torch
 from lib_lycoris.errors import LycoError, RequestError, shown
 from lib_lycoris.library.cache import NetworkCache
 from lib_lycoris.library.catalogue import Catalogue
+from lib_lycoris.library.facts import read_facts
 from lib_lycoris.patching.session import Session
 from lib_lycoris.patching.weighting import Dial, Weighting
 from lib_lycoris.prompt.blocks import PRESETS, BlockWeights
 from lib_lycoris.prompt.request import Request
 
+MODELS = {"sd_v1": "SD 1", "sd_v2": "SD 2", "sdxl_base_v1-0": "SDXL"}
+"""How users call the base models."""
 Row = tuple[int, bool]
 """A picture of the batch, and whether it is its negative prompt's row."""
 
@@ -185,9 +188,15 @@ class Generation:
         firsts = {leftover.network: leftover for leftover in reversed(self.session.plan.leftovers)}
         return [
             f"lyco: {count} of {len(network.layers)} layers of {shown(titles[network])!r} had no home, as {shown(firsts[network].name)!r}"
-            f" ({firsts[network].reason}){'; this file is for another model' if count == len(network.layers) else ''}"
+            f" ({firsts[network].reason}){f'; this file is for {_model_of(network)}' if 2 * count > len(network.layers) else ''}"
             for network, count in counts.items()
         ]
+
+
+def _model_of(network: Any) -> str:
+    """What most of a network's layers were made for, which is not what is loaded."""
+    known = read_facts(network.path).base_model if network.path is not None else None
+    return MODELS.get(known or "", "another model")
 
 
 class _Reader:

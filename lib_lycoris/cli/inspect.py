@@ -63,6 +63,7 @@ def render(report: Any, width: int = 100) -> list[str]:
         ("alpha", "the rank of each layer" if report.alphas == report.ranks else _spread(report.alphas.values())),
         ("size", f"{report.parameters:,} parameters, {report.nbytes / 1e6:.1f} MB, {', '.join(report.dtypes)}"),
         ("trigger words", ", ".join(report.trigger_words) or "none are named"),
+        ("embeddings in it", ", ".join(report.embeddings)),
         ("tags", ", ".join(f"{tag} ({count})" for tag, count in list(report.tags.items())[:_MOST_TAGS])),
     ]
     for title, text in rows:
@@ -80,7 +81,7 @@ def render(report: Any, width: int = 100) -> list[str]:
 def _kinds(report: Any) -> str:
     if len(report.layer_kinds) == 1:
         return report.kind
-    return f"{report.kind} ({', '.join(f'{count} layers {kind}' for kind, count in report.layer_kinds.items())})"
+    return f"{report.kind} ({', '.join(f'{count} {kind}' for kind, count in report.layer_kinds.items())})"
 
 
 def _spread(values: Any) -> str:

@@ -105,8 +105,10 @@ class Workbench:
 
     def _make_shelf(self) -> Any:
         from ..library.shelf import Shelf
+        from ..tools.inspect import inspect
 
-        return Shelf(lambda: self._catalogue, lambda: self._folders, leave_out=lambda path: path.parent.name.endswith(_STATES_ENDING))
+        return Shelf(lambda: self._catalogue, lambda: self._folders, leave_out=lambda path: path.parent.name.endswith(_STATES_ENDING),
+                     inspect=lambda path: inspect(path).as_json())
 
     def _make_networks(self) -> Any:
         from ..generation import Generation

@@ -12,10 +12,14 @@ _ADALORA = re.compile(r"(.+)\.(lora_[ABE]|ranknum)(?:\.(?!weight$|bias$)[^.]+)?"
 # HCP-Diffusion's; its alpha is already divided by the rank. Its safetensors have "lora:" before the path, its pickles a dict "lora".
 _HCP = re.compile(r"(?:lora[.:])?(?!lora_ema)([^:]+)\.___\.(?:layer\.)?(W_down|W_up|lora_down\.weight|lora_up\.weight|bias|alpha|scale)")
 _DIFFUSERS = re.compile(r"(.+?)(?:_lora|\.lora|\.lora_linear_layer|\.lora_conv2d_layer)\.(down|up|alpha)(?:\.(weight|bias))?")
+# PEFT's other names. Saved with save_pretrained they stand alone, raw dumps have an adapter's name behind them (".default"), some of both ".weight".
+_TUNED = re.compile(
+    r"(.+)\.(lora_magnitude_vector|lora_embedding_[AB]|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12])|boft_[Rs]|ia3_l)(?:\.[^.]+)?(?:\.weight)?"
+)
+_ROTATION = re.compile(r"(.+)\.oft_R(?:\.[^.]+)?\.(weight|scaled_oft)")
 _NAMED = re.compile(
-    r"(.+)\.(lora_(?:up|down|mid)\.weight|lora_up\.bias|alpha|scale|dora_scale|lora_magnitude_vector|lora_embedding_[AB]|bias_(?:indices|values|size)"
-    r"|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12])|(?:[ab][12]|bm)\.weight|oft_(?:blocks|diag)|oft_R\.(?:weight|scaled_oft)|rescale|boft_[Rs]"
-    r"|on_input|ia3_l|[wb]_norm|diff(?:_b)?|set_weight)(?:\.[^.]+)?(?:\.weight)?"
+    r"(.+)\.(lora_(?:up|down|mid)\.weight|lora_up\.bias|alpha|scale|dora_scale|bias_(?:indices|values|size)|(?:[ab][12]|bm)\.weight|oft_(?:blocks|diag)|rescale"
+    r"|on_input|[wb]_norm|diff(?:_b)?|set_weight)"
 )
 _HCP_NAMES = {"W_down": "lora_down.weight", "W_up": "lora_up.weight", "bias": "lora_up.bias", "alpha": "scale"}
 _FACTORS = {("A", "weight"): "lora_down.weight", ("B", "weight"): "lora_up.weight", ("B", "bias"): "lora_up.bias", ("A", "bias"): "lora_down.bias"}
@@ -28,8 +32,9 @@ def split_key(key: str) -> tuple[str, str] | None:
     """
     if key.startswith(("ip_adapter", "bundle_emb.")):  # they have low-rank factors or scales of their own inside
         return None
-    if match := _HCP.fullmatch(key):
-        return match[1], _HCP_NAMES.get(match[2], match[2])
+    if ".___." in key:
+        match = _HCP.fullmatch(key)
+        return (match[1], _HCP_NAMES.get(match[2], match[2])) if match else None
     head, dot, rest = key.partition(".")
     if dot and _KOHYA.fullmatch(head) and not rest.startswith(("lora.", "lora_A", "lora_B")):
         return head, rest
@@ -37,7 +42,9 @@ def split_key(key: str) -> tuple[str, str] | None:
         return match[1], _FACTORS[match[2], match[3]]
     if match := _DIFFUSERS.fullmatch(key):
         return match[1], "alpha" if match[2] == "alpha" else f"lora_{match[2]}.{match[3] or 'weight'}"
-    if match := _ADALORA.fullmatch(key) or _NAMED.fullmatch(key):
+    if match := _ROTATION.fullmatch(key):
+        return match[1], f"oft_R.{match[2]}"
+    if match := _ADALORA.fullmatch(key) or _TUNED.fullmatch(key) or _NAMED.fullmatch(key):
         return match[1], match[2]
     return None
 

@@ -1,11 +1,11 @@
 """Bytes of a file in memory: a copy of one's own, or the system's own pages of the file, mapped.
 
-Measured with tests/benchmarks/read.py on 149 MB that the system has cached, next to a sum over the mapped file (1.0): a copy into fresh pages of 4 KiB takes
-5.5, because making such pages costs more than filling them; a copy into fresh pages of 2 MiB, looked through for NaN on its way, 2.0; the mapped file, looked
-through, 1.3. So mapping is what opens a large file in less than twice the time that touching each byte once takes. Its price: a program that overwrites a mapped
-file in place changes the tensors, and one that cuts it off lets the next look at them end this process. (Writing beside the file and renaming, as this library
-and most downloads do, is harmless: the mapped file lives on.) Whoever keeps networks for long therefore takes copies, as library/cache.py does; files so small
-that a copy costs little are copied always; and on Windows, which can't replace a mapped file, nothing is mapped.
+Measured with tests/benchmarks/read.py on 154 MB that the system has cached, next to a sum over all its bytes (1.0): a copy into fresh pages of 4 KiB takes 6.5,
+as making them costs more than filling them; a copy into fresh pages of 2 MiB, looked through for NaN on its way, 2.3; the mapped file, looked through,
+1.5. So mapping is what opens a large file in less than twice the time that touching each byte once takes. Its price: who overwrites a mapped file in place
+changes the tensors, and who cuts it off lets the next look at them end this process. (Writing beside the file and renaming, as this library and most downloads
+do, is harmless: the mapped file lives on.) Whoever keeps networks for long therefore takes copies, as library/cache.py does; files so small that a copy costs
+little are copied always; and on Windows, which can't replace a mapped file, nothing is mapped.
 """
 
 from __future__ import annotations

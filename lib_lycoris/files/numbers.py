@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lib_lycoris.errors import NetworkFileError, shown
 
-PIECE = 1 << 20
+PIECE = 1 << 19
 """Bytes that are looked at in one go: few enough for a second look to find them in the processor's cache."""
 
 # Infinity's bits, sign aside. Read as whole numbers, a format's finite values stay below them: those with the sign as unsigned numbers, the others as signed.

@@ -31,7 +31,7 @@ class Read(Protocol):
     """Gives a file's tensors by name."""
 
     def __call__(self, names: Iterable[str] | None = None, check: bool = False, mapped: bool = False) -> dict[str, Tensor]:
-        """The named tensors (None: all) on the CPU; with `check` NaN and infinity are refused; with `mapped` a large file needn't be copied (files/memory.py)."""
+        """The named tensors (None: all) on the CPU; with `check` NaN and infinity are refused; with `mapped` a large file may be mapped (files/memory.py)."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import secrets
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,6 +45,7 @@ _DTYPES = {
 _SIZES = {dtype: torch.empty((), dtype=dtype).element_size() for dtype in _DTYPES.values()}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LONGEST_HEADER = 100_000_000  # the format's own limit, bytes
+_METADATA_FIRST = re.compile(rb'\s*\{\s*"__metadata__"\s*:\s*')
 _LONGEST_NAME = 1000  # no model's module path comes near it
 
 
@@ -65,6 +67,28 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     Raises:
         NetworkFileError: the file can't be read, is empty or truncated, or its header is not what the format demands.
     """
+    text, size = _read_header_text(path)
+    return _parse_header(path, text, size - 8 - len(text))
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata of the safetensors file at `path`, of which nothing else is checked: what a list of thousands of files needs.
+
+    Raises:
+        NetworkFileError: the file can't be read, is empty or truncated within its header, or the header is no JSON object.
+    """
+    text, _ = _read_header_text(path)
+    start = _METADATA_FIRST.match(text)
+    try:
+        # most writers put the metadata first: what follows, which is longer, need not be parsed
+        found = json.JSONDecoder().raw_decode(text.decode("utf-8"), start.end())[0] if start else json.loads(text).get("__metadata__")
+        return {str(key): value if isinstance(value, str) else json.dumps(value) for key, value in (found or {}).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise _damaged(path, f"its header is not safetensors' ({shown(error)})") from error
+
+
+def _read_header_text(path: str | os.PathLike[str]) -> tuple[bytes, int]:
+    """The header's JSON, and how many bytes the file has."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -73,10 +97,9 @@ def read_header(path: str | os.PathLike[str]) -> Header:
                 raise _damaged(path, f"it has {size} bytes, too few for what it says it holds: empty or cut off")
             if length > _LONGEST_HEADER:
                 raise _damaged(path, f"its header claims {length} bytes")
-            text = file.read(length)
+            return file.read(length), size
     except OSError as error:
         raise unreadable(path, error) from error
-    return _parse_header(path, text, size - 8 - length)
 
 
 def read_tensors(

@@ -17,6 +17,8 @@ _PREFIXES = (
     ("lora_te3_", "te3"),
     ("lora_te_", "te1"),
     ("lycoris_", None),
+    ("clip_bigG_", "te2"),  # HCP-Diffusion's for SDXL
+    ("clip_B_", "te1"),
     ("text_encoder_2_", "te2"),
     ("text_encoder_", "te1"),
     ("model_diffusion_model_", "unet"),

@@ -7,6 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+_NEAR = 1 << 17  # values that stay in a processor's own cache, and whose memory is not asked of the system anew each time
+
+
+def rows_at_once(weight: Tensor) -> int:
+    """How many rows of `weight` [O,…] a processor does best to work through at once, at least one; on other devices all."""
+    rows = weight.shape[0]
+    return max(1, rows * _NEAR // max(weight.numel(), 1)) if weight.device.type == "cpu" else max(rows, 1)
+
 
 def multiply_blocks(blocks: Tensor, x: Tensor, dim: int) -> Tensor:
     """diag(blocks) · x along axis `dim` of x, which has k·b places, in x's shape; blocks [k,b,b]."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lib_lycoris.functional.blocks import rows_at_once
+
 
 def lengths(weight: Tensor, axis: int) -> Tensor:
     """The norms of the weight's slices along `axis`, over all its other axes, kept as axes of 1: [O,1,…] for axis 0, [1,I,…] for axis 1.
@@ -13,7 +15,8 @@ def lengths(weight: Tensor, axis: int) -> Tensor:
     """
     others = tuple(other for other in range(weight.ndim) if other != axis)
     exact = torch.float32 if weight.device.type == "mps" else torch.float64
-    squares = weight.float().square().sum(others, keepdim=True, dtype=exact)
+    sums = [rows.float().square().sum(others, keepdim=True, dtype=exact) for rows in weight.split(rows_at_once(weight))]
+    squares = torch.cat(sums) if axis == 0 else sum(sums)
     return squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt()  # the root has no slope at zero
 
 

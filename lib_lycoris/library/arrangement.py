@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from lib_lycoris.files.cloneofsimo import is_numbered, place_tensors
@@ -14,6 +13,7 @@ from lib_lycoris.networks.kinds import KINDS, is_parameter
 BUNDLE = "bundle_emb."
 _EMBED_FLAG = "<embed>"
 
+_MARKS = frozenset(mark for kind in KINDS for mark in kind.marks)
 # A LoRA of loralib's, which spells its factors as its AdaLoRA does, without "weight".
 _LORALIB = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight"}
 
@@ -66,13 +66,9 @@ def _keep_known(arranged: Arrangement) -> None:
     for module, parameters in list(arranged.layers.items()):
         if parameters.keys() & _LORALIB.keys() and not parameters.keys() & {"lora_E", "ranknum"}:
             parameters = arranged.layers[module] = {_LORALIB.get(name, name): key for name, key in parameters.items()}
-        if not any(_is_marked(parameters, kind.marks) for kind in KINDS):
+        if _MARKS.isdisjoint(parameters):
             arranged.unused.extend(parameters.values())
             del arranged.layers[module]
-
-
-def _is_marked(parameters: Collection[str], marks: Collection[str]) -> bool:
-    return any(mark in parameters for mark in marks)
 
 
 def _note_embedding(arranged: Arrangement, file: TensorFile, key: str) -> None:

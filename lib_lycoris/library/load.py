@@ -18,7 +18,7 @@ from lib_lycoris.files.reader import TensorFile, open_tensor_file
 from lib_lycoris.library.arrangement import Arrangement, arrange
 from lib_lycoris.library.lazy import LazyMapping
 from lib_lycoris.networks.hints import Hints
-from lib_lycoris.networks.kinds import build_layer
+from lib_lycoris.networks.kinds import build_layer, is_told_by_value
 from lib_lycoris.networks.layer import Layer
 from lib_lycoris.networks.network import Network
 
@@ -87,7 +87,7 @@ def _check_one_of_each(arranged: Arrangement, file: TensorFile, values: Mapping[
     made, seen = {}, set()
     for module, keys in arranged.layers.items():
         kind = tuple((parameter, file.shapes[key], values[key].dtype) for parameter, key in keys.items())
-        if kind not in seen:
+        if kind not in seen or is_told_by_value(keys):
             seen.add(kind)
             made[module] = make(module)
     return made

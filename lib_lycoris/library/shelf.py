@@ -56,11 +56,12 @@ class Shelf:
         folders: gives the catalogue's folders; outside of them nothing is written or deleted.
         facts: what is known of the files.
         leave_out: says of which files nothing is to be seen.
+        inspect: gives, in plain values, what only the tensors tell.
     """
 
     def __init__(self, catalogue: Callable[[], Catalogue], folders: Callable[[], Sequence[Path]], facts: FactsCache | None = None,
-                 leave_out: Callable[[Path], bool] = lambda path: False) -> None:
-        self._catalogue, self._folders, self._leave_out = catalogue, folders, leave_out
+                 leave_out: Callable[[Path], bool] = lambda path: False, inspect: Callable[[Path], dict[str, Any]] | None = None) -> None:
+        self._catalogue, self._folders, self._leave_out, self._inspect = catalogue, folders, leave_out, inspect
         self._facts = facts or FactsCache()
 
     def scan(self) -> None:
@@ -88,13 +89,19 @@ class Shelf:
         return own or self._shelved(name, path)
 
     def look_into(self, name: str) -> dict[str, Any]:
-        """A row, the file's metadata (pictures in it left out), and the user's remarks.
+        """A row, the file's metadata (pictures in it left out), the user's remarks, and the inspection of its tensors, which may be only an error.
 
         Raises:
             UnknownNetworkError: there is no such network.
         """
         found = self.find(name)
-        return {**found.to_dict(), "metadata": read_metadata(found.path), "remarks": read_remarks(found.path)}
+        seen = {**found.to_dict(), "metadata": read_metadata(found.path), "remarks": read_remarks(found.path)}
+        if self._inspect is not None:
+            try:
+                seen["inspection"] = {key: value for key, value in self._inspect(found.path).items() if key not in ("metadata", "file", "bytes")}
+            except LycoError as error:
+                seen["inspection"] = {"error": str(error)}
+        return seen
 
     def remark(self, name: str, changes: dict[str, Any]) -> dict[str, Any]:
         """The remarks on a network after these changes.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from lib_lycoris.functional.blocks import rows_at_once
 from lib_lycoris.functional.butterfly import butterfly_change, paired_by_halves
 from lib_lycoris.functional.rotation import cayley_change, constrained, skew_of
 from lib_lycoris.networks import parts, rotations
@@ -36,8 +38,19 @@ class BOFTLayer(nn.Module, Layer):
         self.alpha = alpha
 
     def delta(self, weight: Tensor) -> Tensor:
-        parts.check_fits(self, weight.shape, (self._size(),))
-        return self._turned(weight.float(), self._stages(weight))
+        total = torch.zeros(weight.shape, device=weight.device)
+        self.add_to(total, weight, 1.0)
+        return total
+
+    def add_to(self, total: Tensor, base: Tensor, strength: float) -> None:
+        if not total.is_contiguous():
+            return super().add_to(total, base, strength)
+        parts.check_fits(self, base.shape, (self._size(),))
+        stages = self._stages(base).to(total)
+        totals, weights = (tensor.flatten(1) for tensor in (total, base))
+        width = rows_at_once(weights.T)
+        for some, columns in zip(totals.split(width, 1), weights.split(width, 1), strict=True):
+            some.add_(self._turned(columns.to(total), stages), alpha=strength)
 
     def delta_output(self, x: Tensor, module: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         if getattr(module, "groups", 1) > 1:  # outputs of different groups come from different inputs: rows of the weight can be mixed, they can't
@@ -93,12 +106,12 @@ class InputBOFTLayer(nn.Module, Layer):
     def delta(self, weight: Tensor) -> Tensor:
         parts.check_fits(self, weight.shape, ("?" if self.boft_s is None else self.boft_s.numel(), self._columns()))
         stages = cayley_change(skew_of(self.boft_R.to(weight.device)) / -2)
-        base = weight.float()
-        change = butterfly_change(base.flatten(1).T, stages).T.reshape(weight.shape)
+        rows = weight.float().flatten(1).split(rows_at_once(weight))
+        change = torch.cat([butterfly_change(some.T, stages).T for some in rows]).reshape(weight.shape)
         if self.boft_s is None:
             return change
         scales = self.boft_s.to(weight.device).float().reshape(-1, *(1 for _ in weight.shape[1:]))
-        return scales * change + (scales - 1) * base
+        return scales * change + (scales - 1) * weight.float()
 
     def fits(self, shape: Sequence[int]) -> bool:
         return len(shape) > 1 and math.prod(shape[1:]) == self._columns() and (self.boft_s is None or self.boft_s.numel() == shape[0])

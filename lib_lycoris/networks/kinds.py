@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -55,6 +55,15 @@ KINDS = (
 )
 
 _PARAMETERS = {"alpha", "scale", *(name for kind in KINDS for name in (*kind.marks, *kind.others))}
+
+
+# Parameters whose values, not only shapes, decide whether a layer can be built.
+_TOLD_BY_VALUE = {"on_input", "ranknum", "oft_blocks", "oft_diag", "oft_R.weight", "boft_R"}
+
+
+def is_told_by_value(names: Iterable[str]) -> bool:
+    """Whether a layer of these parameters can be refused for a value: what fits one such layer may not fit another of the same shapes."""
+    return not _TOLD_BY_VALUE.isdisjoint(names)
 
 
 def is_parameter(name: str) -> bool:

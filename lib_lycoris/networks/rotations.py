@@ -23,6 +23,7 @@ def check_blocks(name: str, part: str, blocks: Tensor, dimensions: int) -> None:
 
 def check_size(name: str, part: str, values: Tensor) -> None:
     """Raises NetworkFileError where a value is beyond any rotation."""
+    values = values.float() if values.element_size() == 1 else values  # torch has no largest of 8-bit floats
     largest = max(abs(value) for value in (values.max().item(), values.min().item()))
     if largest > LIMIT:
         raise NetworkFileError(f"layer {shown(name)}: {part} holds {largest:g}, which no rotation needs; the file is damaged, get it again")

@@ -31,6 +31,7 @@ class Claim:
             made any. If it has an attribute `token`, then as long as token() gives the same, it has nothing to do on a module that nobody else changed.
         base: gives the module's tensors by name as they are without a host's networks, or None where they are its own.
         root: the module whose forward runs all others that read the merged weights; None: only the module's own forward is sure to.
+        passing: the copies are let go after each forward of the module.
         rows: tells which rows of a dial a call is about; None: dials are one number.
     """
 
@@ -39,6 +40,7 @@ class Claim:
     settle: Settle | None = None
     base: Base | None = None
     root: nn.Module | None = None
+    passing: bool = False
     rows: Rows | None = None
 
 
@@ -89,6 +91,11 @@ class ModulePatch:
             swap.recover()
 
     @property
+    def passing(self) -> bool:
+        """See Site."""
+        return any(claim.passing for claim in self._claims.values())
+
+    @property
     def swaps(self) -> list[Swap]:
         """Those that put this module's copies in."""
         return [swap for swap in (self._own, self._tree) if swap is not None]
@@ -111,7 +118,7 @@ class ModulePatch:
         if tree is not None and (self._tree is not tree):
             tree.join(self)
         self._tree = tree
-        own = any(slot.merges for slot in self.slots) and (tree is None or tree.scattered)
+        own = self._merges and (tree is None or tree.scattered)
         if own and self._own is None:
             self._own = Swap(self._module(), tree=False)
             self._own.join(self)
@@ -122,9 +129,14 @@ class ModulePatch:
 
     def _root(self) -> nn.Module | None:
         """The one root that all who want something merged agree on."""
+        if not self._merges or any(slot.traced for slot in self.slots):
+            return None
         roots = {claim.root for claim in self._claims.values() if claim.way == "merged"}
-        traced = any(slot.traced for slot in self.slots)
-        return next(iter(roots)) if len(roots) == 1 and not traced and any(slot.merges for slot in self.slots) else None
+        return roots.pop() if len(roots) == 1 else None
+
+    @property
+    def _merges(self) -> bool:
+        return any(slot.merges for slot in self.slots)
 
     def _arrange_beside(self) -> None:
         wishes = tuple(wish for slot in self.slots for wish in slot.beside)
@@ -163,9 +175,13 @@ class ModulePatch:
             slot.expire()
 
 
-def claims_by_module(effects: Iterable[Effect], way: Way, root: nn.Module | None = None, **options: Any) -> dict[nn.Module, Claim]:
-    """The effects as one claim for each module whose forward they concern; `root` is that of the UNet's, `options` are the claims' other fields."""
+def claims_by_module(effects: Iterable[Effect], way: Way, root: nn.Module | None = None, passing: bool = False, **options: Any) -> dict[nn.Module, Claim]:
+    """The effects as one claim for each module whose forward they concern; `root` and `passing` are for those of the UNet, `options` the other fields."""
     groups: dict[nn.Module, list[Effect]] = {}
     for effect in effects:
         groups.setdefault(effect.target.hooked, []).append(effect)
-    return {module: Claim(tuple(group), way, root=root if group[0].target.component == "unet" else None, **options) for module, group in groups.items()}
+    claims = {}
+    for module, group in groups.items():
+        in_unet = group[0].target.component == "unet"
+        claims[module] = Claim(tuple(group), way, root=root if in_unet else None, passing=passing and in_unet, **options)
+    return claims

@@ -84,18 +84,17 @@ def merge_bias(bias: Tensor | None, base: Tensor | None, weight: Tensor, effects
         weight: tells size and dtype where there is no bias.
         effects: what to add.
     """
-    with full_precision(weight):
-        deltas = [(effect, effect.layer.delta_bias(None if base is None else effect.part(base.detach()).to(weight.device))) for effect in effects]
-        if all(delta is None for _, delta in deltas):
-            return None
-        like = weight.detach() if bias is None else bias.detach()
-        exact = _exact(like.dtype)
-        total = torch.zeros(weight.shape[0], dtype=exact, device=like.device) if bias is None else like.to(exact, copy=True)
-        for effect, delta in deltas:
-            if delta is not None:
-                part = effect.part(total)
-                part.add_(delta.to(part), alpha=effect.amount)
-        return total.to(like.dtype)
+    deltas = [effect.layer.delta_bias(None if base is None else effect.part(base.detach()).to(weight.device)) for effect in effects]
+    if all(delta is None for delta in deltas):
+        return None
+    like = weight.detach() if bias is None else bias.detach()
+    exact = _exact(like.dtype)
+    total = torch.zeros(weight.shape[0], dtype=exact, device=like.device) if bias is None else like.to(exact, copy=True)
+    for effect, delta in zip(effects, deltas, strict=True):
+        if delta is not None:
+            part = effect.part(total)
+            part.add_(delta.to(part), alpha=effect.amount)
+    return total.to(like.dtype)
 
 
 def _merge_one(job: Job, buffers: Buffers) -> None:
@@ -175,6 +174,9 @@ def _factors(
 
 
 def _add_blocks(weight: Tensor, up: Tensor, down: Tensor, alpha: float, out: Tensor) -> None:
+    if weight.numel() <= BLOCK:
+        torch.addmm(weight, up, down, alpha=alpha, out=out)
+        return
     for rows in _blocks(weight):
         torch.addmm(weight[rows], up[rows], down, alpha=alpha, out=out[rows])
 

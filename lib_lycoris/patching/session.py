@@ -41,14 +41,14 @@ class Session:
             beside: adds every delta to the layer's output instead of its weight.
             base: base(module) → the module's tensors by name as they are without the host's networks, or None where they are its own. Networks whose ΔW
                 depends on the weight are made for these. An nn.MultiheadAttention's are "in_proj_weight", "out_proj.weight", ….
-            per_layer: merged weights are in place during each layer's own forward, instead of all of them during the UNet's: for callers who run parts of
-                the UNet alone. It costs some microseconds for each layer and step.
+            per_layer: merges each layer of the UNet at its own forward and lets go of the copy after it, instead of all at the UNet's forward: for hosts
+                that move single layers to the device and back, and for callers who run parts of the UNet alone. Slower.
         """
         self.targets = find_targets(unet, text_encoders)
         self.plan = Plan()
         self._unet = None if unet is None else naming.unet_root(unet)
         self._root = None if per_layer or self._unet is None or not (naming.is_ldm(self._unet) or naming.is_diffusers(self._unet)) else self._unet
-        self._options = {"settle": settle, "base": base}
+        self._options = {"settle": settle, "base": base, "passing": per_layer}
         self._way = "beside" if beside else "merged"
         self._rows = Rows()
         self._counter: RemovableHandle | None = None

@@ -49,7 +49,11 @@ class Slot:
         self.place = (module, weight, bias)
         self.wishes: tuple[Wish, ...] = ()
         self.beside: tuple[Wish, ...] = ()
+        self.merges = False
+        """Whether something is to be merged, if the weight can take it."""
         self.traced = False
+        self._fused = False
+        self._effects: list[Effect] = []
         self.lent = False
         self._hooked = weakref.ref(hooked)
         self._parameters = module._parameters
@@ -67,16 +71,12 @@ class Slot:
         if wishes == self.wishes:
             return
         self.wishes = wishes
-        fused = self._fused
+        self._fused = bool(wishes) and wishes[0].effect.target.fused
         # A fused layer under training has no output of its own to add to, so its merged weight is part of the graph, and new in every forward.
-        self.traced = fused and any(wish.way == "trained" for wish in wishes)
+        self.traced = self._fused and any(wish.way == "trained" for wish in wishes)
         self._stale = True
         self._split(True)
-
-    @property
-    def merges(self) -> bool:
-        """Whether something is to be merged, if the weight can take it."""
-        return any(self._into_weight(wish) for wish in self.wishes)
+        self.merges = bool(self._effects)
 
     @property
     def entries(self) -> list[tuple[dict, str, Tensor]]:
@@ -106,7 +106,7 @@ class Slot:
         """The merge that makes the copies fresh, for merge_all; None where there is nothing to merge."""
         weight = self._parameters.get(self._names[0])
         self._split(weight is not None and (self._fused or _mergeable(weight)))
-        effects = [wish.effect for wish in self.wishes if wish not in self.beside]
+        effects = self._effects
         self._dials = tuple((effect.dial, effect.dial.turns) for effect in effects if effect.dial is not None)
         self._job = None
         if effects and not self.traced:
@@ -115,16 +115,14 @@ class Slot:
 
     def finish(self) -> None:
         """Takes over what merge_all made."""
-        effects = [wish.effect for wish in self.wishes if wish not in self.beside]
+        effects = self._effects
         weight, bias = (self._parameters.get(name) for name in self._names)
         made: tuple[Tensor | None, Tensor | None] = (None, None)
         if effects and self.traced:
             made = merge_in_graph(weight, effects), merge_bias(bias, bias, weight, effects)
         elif effects:
-            # not as inference tensors: a later forward may want gradients through them
-            with torch.inference_mode(False), torch.no_grad():
-                own = None if self._names[1] is None else merge_bias(bias, self.base(effects, self._names[1]), weight, effects)
-                made = _frozen(self._job.out), _frozen(own)
+            own = None if self._names[1] is None else merge_bias(bias, self.base(effects, self._names[1]), weight, effects)
+            made = _frozen(self._job.out), _frozen(own)
         self._piece, self._job, self.lent = (self._job.piece if self._job else None), None, False
         named = [(name, now, ours) for name, now, ours in zip(self._names, (weight, bias), made, strict=True) if name is not None]
         self._records = tuple(_record(name, now, ours) for name, now, ours in named)
@@ -152,14 +150,11 @@ class Slot:
         return known.get(f"{self._prefix}{name}", own)
 
     def _split(self, mergeable: bool) -> None:
+        self._effects = [wish.effect for wish in self.wishes if mergeable and self._into_weight(wish)]
         self.beside = tuple(wish for wish in self.wishes if not (mergeable and self._into_weight(wish)))
 
     def _into_weight(self, wish: Wish) -> bool:
         return self._fused or (wish.way == "merged" and (wish.effect.dial is None or wish.effect.target.component != "unet"))
-
-    @property
-    def _fused(self) -> bool:
-        return bool(self.wishes) and self.wishes[0].effect.target.fused
 
 
 def renew(slots: Iterable[Slot], spare: Iterable[Tensor] = ()) -> None:
@@ -168,7 +163,13 @@ def renew(slots: Iterable[Slot], spare: Iterable[Tensor] = ()) -> None:
     jobs = [slot.prepare() for slot in slots]
     pieces = [piece for piece in (*spare, *(slot.let_go() for slot in slots)) if piece is not None]
     merge_all([job for job in jobs if job is not None], Buffers(pieces))
-    for slot in slots:
+    traced = [slot for slot in slots if slot.traced]
+    # not as inference tensors: a later forward may want gradients through them
+    with torch.inference_mode(False), torch.no_grad():
+        for slot in slots:
+            if not slot.traced:
+                slot.finish()
+    for slot in traced:
         slot.finish()
 
 

@@ -25,6 +25,9 @@ class Site(Protocol):
     settles: Sequence[Any]
     """What `settle` calls; if one has an attribute `token`, then as long as token() gives the same, it has nothing to do on a module unchanged by others."""
 
+    passing: bool
+    """Whether copies are not worth keeping from one forward to the next."""
+
     def settle(self) -> None:
         """Lets hosts finish their changes to the module; copies that no longer hold are stale then."""
 
@@ -162,7 +165,7 @@ class Swap:
         if not self.tree:
             for site in self._sites:
                 for slot in site.slots:
-                    if slot.traced:  # it holds a graph
+                    if slot.traced or site.passing:  # it holds a graph, or memory that the host wants for its next layer
                         slot.let_go()
                         self._entries = None
 

@@ -55,7 +55,7 @@ def bake(parts: Sequence[Part], checkpoint: str | os.PathLike[str], out: str | o
     result = Merged(out, count, out.stat().st_size)
     if homeless:
         named = ", ".join(shown(name, 80) for name in homeless[:_MOST_NAMED]) + (" …" if len(homeless) > _MOST_NAMED else "")
-        result.notes.append(f"{len(homeless)} of {count + len(homeless)} layers found no home in this checkpoint and were left out: {named}")
+        result.notes.append(f"layers without a home in this checkpoint, left out: {len(homeless)} of {count + len(homeless)} ({named})")
     return result
 
 
@@ -96,6 +96,6 @@ def _baked(tensor: Tensor, jobs: _Jobs) -> Tensor:
     if torch.equal(total, base):
         return tensor
     rounded = total.to(tensor.dtype)
-    if not torch.isfinite(rounded).all():
+    if not torch.isfinite(rounded.float()).all():  # fp8 has no test of its own
         raise CheckpointError(f"a merged weight exceeds what {tensor.dtype} can hold; use smaller strengths, or a checkpoint in float32")
     return rounded

@@ -19,7 +19,7 @@ from lib_lycoris.tools.facts import carried_metadata, check_not_source, fitted, 
 from lib_lycoris.tools.low_rank import like_tensor, low_rank_parts, module_shaped, own_factors
 from lib_lycoris.tools.names import Key, dotted_name
 from lib_lycoris.tools.products import capped, dense_delta, exact_product, layer_kind, needs_base, only_bias
-from lib_lycoris.tools.source import find_base_model, layers_by_target, open_source, own_dtype
+from lib_lycoris.tools.source import find_base_model, layers_by_target, open_source, own_dtype, packed_embeddings, stray_keys
 
 FORMATS = ("kohya", "diffusers", "peft", "locon")
 OnStep = Callable[[int, int], None]
@@ -47,6 +47,7 @@ class _Task:
     base_model: str | None
     dtype: torch.dtype
     metadata: Mapping[str, str]
+    packed: Mapping[str, Tensor]
     on_step: OnStep
 
     def steps(self):
@@ -72,16 +73,23 @@ def convert(path: str | os.PathLike[str], out: str | os.PathLike[str], to: str, 
     """
     if to not in FORMATS:
         raise ConfigError(f"format {shown(to)!r} is unknown; known are {', '.join(FORMATS)}")
-    target = peft_folder.checked_folder(Path(out)) if to == "peft" else single_file(out, path)
-    check_not_source(target, path)
+    if to == "peft":
+        target = peft_folder.checked_folder(Path(out))
+        check_not_source(peft_folder.possible_files(target), path)
+    else:
+        target = single_file(out, path)
     network = open_source(path)
     layers = layers_by_target(network)
     base_model = find_base_model(layers, network.metadata)
-    task = _Task(layers, base_model, own_dtype([network]), carried_metadata(network.metadata), on_step or (lambda done, total: None))
+    on_step = on_step or (lambda done, total: None)
+    task = _Task(layers, base_model, own_dtype([network]), carried_metadata(network.metadata), packed_embeddings([network]), on_step)
     converted = {"kohya": _to_kohya, "diffusers": _to_diffusers, "peft": _to_peft, "locon": _to_locon}[to](target, task)
-    if network.unused:
-        more = f", {shown(network.unused[1], 60)} …" if len(network.unused) > 1 else ""
-        converted.notes.append(f"{len(network.unused)} keys of the file belong to no layer and were left out: {shown(network.unused[0], 60)}{more}")
+    stray = stray_keys(network)
+    if stray:
+        converted.notes.append(f"keys that belong to no layer, left out: {len(stray)}, for example {shown(stray[0], 60)}")
+    if task.packed and to in ("diffusers", "peft"):
+        names = ", ".join(shown(name, 60) for name in network.embeddings)
+        converted.notes.append(f"embeddings packed with the network, which this form can't hold, left out: {names}")
     return converted
 
 
@@ -91,7 +99,7 @@ def _to_kohya(out: Path, task: _Task) -> Converted:
     facts = {**task.metadata, **{name: value for name, value in own.items() if not name.startswith("ss_base") or name not in task.metadata}}
     if not all("lora_down.weight" in parts and "dora_scale" not in parts for parts in layers.values()):
         facts["ss_network_module"] = "lycoris.kohya"
-    size = write_network(out, layers, _named(facts, task.metadata), task.base_model)
+    size = write_network(out, layers, _named(facts, task.metadata), task.base_model, task.packed)
     return Converted(out, len(layers), size)
 
 
@@ -126,12 +134,13 @@ def _to_locon(out: Path, task: _Task) -> Converted:
         if product[0].shape[1] == 0:  # AdaLoRA may have pruned all of it
             continue
         short = capped(product)
-        long += short is not product
+        long += short[0].shape[1] == min(short[0].shape[0], short[1].shape[1])
         layers[key] = low_rank_parts(key, short, task.base_model, task.dtype, True, like_tensor(layer), layer.delta_bias(None))
     facts = {**task.metadata, **network_facts(layers, task.base_model, out.stem)}
-    converted = Converted(out, len(layers), write_network(out, layers, _named(facts, task.metadata), task.base_model))
+    size = write_network(out, layers, _named(facts, task.metadata), task.base_model, task.packed)
+    converted = Converted(out, len(layers), size)
     if long:
-        converted.notes.append(f"{long} layers have the full rank of their weight; 'resize' makes the file small, with a loss that it tells")
+        converted.notes.append(f"layers of the full rank of their weight: {long}; 'resize' makes the file small, with a loss that it tells")
     return converted
 
 
@@ -143,15 +152,17 @@ def _to_diffusers(out: Path, task: _Task) -> Converted:
         # Loaders of this spelling take scale 1 for granted, so that the scale goes into a factor; in float32 where the file's dtype would round the result.
         up = adapter.b if adapter.scale == 1 else fitted(adapter.b.float() * adapter.scale, adapter.b.dtype, True)
         grown += up.dtype != adapter.b.dtype
-        tensors.update({f"{start}.lora_A.weight": adapter.a, f"{start}.lora_B.weight": up})
+        # the loader of text encoders can't tell PEFT's names where only the MLP has layers; these it always can
+        a, b = ("lora_A", "lora_B") if key[0] == "unet" else ("lora_linear_layer.down", "lora_linear_layer.up")
+        tensors.update({f"{start}.{a}.weight": adapter.a, f"{start}.{b}.weight": up})
         if adapter.bias is not None:
-            tensors[f"{start}.lora_B.bias"] = adapter.bias
+            tensors[f"{start}.{b}.bias"] = adapter.bias
         if adapter.magnitude is not None:
             tensors[f"{start}.lora_magnitude_vector"] = adapter.magnitude
     write_tensors(out, tensors, {"format": "pt", **task.metadata})
     converted = Converted(out, len(task.layers), out.stat().st_size)
     if grown:
-        converted.notes.append(f"{grown} layers hold their scale in the up factor, as float32 so that nothing is rounded")
+        converted.notes.append(f"layers whose up factor took in the scale, as float32 so that nothing is rounded: {grown}")
     return converted
 
 

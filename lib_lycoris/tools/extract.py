@@ -161,12 +161,12 @@ def _dtype(stores: tuple[TensorStore, TensorStore]) -> torch.dtype:
 def _notes(left: _Left, full: bool) -> list[str]:
     notes = []
     if left.equal:
-        notes.append(f"{left.equal} modules do not differ")
+        notes.append(f"modules that do not differ: {left.equal}")
     if left.bare:
-        what = "embeddings" if full else "biases, norms and embeddings"
-        notes.append(f"{len(left.bare)} {what} differ and were left out" + ("" if full else "; --full keeps biases and norms"))
+        what, advice = ("embeddings", "") if full else ("biases, norms or embeddings", "; --full keeps biases and norms")
+        notes.append(f"modules whose {what} differ, left out: {len(set(left.bare))}{advice}")
     if left.outside:
-        notes.append(f"{left.outside} tensors outside of the UNet's and text encoders' layers differ (a VAE's, a text projection) and can't be in a network")
+        notes.append(f"tensors that differ and can't be in a network (a VAE's, a text projection): {left.outside}")
     if left.odd:
-        notes.append(f"{len(left.odd)} modules are in one checkpoint only or of another shape and were left out, one of them {shown(left.odd[0], 80)}")
+        notes.append(f"modules in one checkpoint only, or of another shape, left out: {len(set(left.odd))}, for example {shown(left.odd[0], 80)}")
     return notes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from lib_lycoris.files.hashes import legacy_hash, tensor_hash
 from lib_lycoris.files.metadata import with_hashes
 from lib_lycoris.files.safetensors import write_tensors
 from lib_lycoris.tools.names import SDXL, Key, kohya_key
+from lib_lycoris.tools.source import source_files
 
 RECIPE = "lyco.recipe"
 """How a file was made by these tools, in words; names files without their folders."""
@@ -74,13 +75,14 @@ def _agreed(pairs: Counter[tuple[int, float]]) -> tuple[str, str]:
     return str(rank), str(alpha)
 
 
-def write_network(path: Path, layers: Mapping[Key, Mapping[str, Tensor]], metadata: Mapping[str, str], base_model: str | None) -> int:
-    """Writes the layers under kohya's names with the metadata and fresh fingerprints; gives the file's size in bytes.
+def write_network(path: Path, layers: Mapping[Key, Mapping[str, Tensor]], metadata: Mapping[str, str], base_model: str | None,
+                  packed: Mapping[str, Tensor] | None = None) -> int:
+    """Writes the layers under kohya's names, what is packed with them, the metadata and fresh fingerprints; gives the file's size in bytes.
 
     Raises:
         LycoError: the file could not be written; an older one stays.
     """
-    tensors = {f"{kohya_key(key, base_model)}.{part}": tensor for key, parts in layers.items() for part, tensor in parts.items()}
+    tensors = {f"{kohya_key(key, base_model)}.{part}": tensor for key, parts in layers.items() for part, tensor in parts.items()} | dict(packed or {})
     write_tensors(path, tensors, with_hashes(metadata, tensor_hash(tensors), legacy_hash(tensors, metadata)))
     return path.stat().st_size
 
@@ -96,15 +98,16 @@ def single_file(out: str | Path, *sources: str | Path) -> Path:
         raise ConfigError(f"output {out}: expected a name that ends in .safetensors")
     if out.is_dir():
         raise ConfigError(f"output {out} is a folder; name a file")
-    check_not_source(out, *sources)
+    check_not_source([out], *sources)
     return out
 
 
-def check_not_source(out: Path, *sources: str | Path) -> None:
-    """Raises ConfigError where `out` is one of the files or folders that are read, also under another name."""
-    for source in sources:
-        if out.resolve() == Path(source).resolve() or (out.exists() and Path(source).exists() and out.samefile(source)):
-            raise ConfigError(f"output {out} is the input {source}: nothing was written; choose another name")
+def check_not_source(outputs: Iterable[Path], *sources: str | Path) -> None:
+    """Raises ConfigError where one of the outputs is one of the files that are read, also under another name or in a folder that is named."""
+    read = {file.resolve(): source for source in sources for file in source_files(source)}
+    for out in outputs:
+        if out.resolve() in read:
+            raise ConfigError(f"output {out} is the input {read[out.resolve()]}: nothing was written; choose another name")
 
 
 def fitted(tensor: Tensor, dtype: torch.dtype, exact: bool) -> Tensor:

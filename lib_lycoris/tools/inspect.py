@@ -14,7 +14,7 @@ from lib_lycoris.networks.layer import Layer
 from lib_lycoris.networks.network import Network
 from lib_lycoris.tools.names import Key, block_name, block_order, dotted_name
 from lib_lycoris.tools.products import delta_norm, layer_kind
-from lib_lycoris.tools.source import find_base_model, layers_by_target, open_source
+from lib_lycoris.tools.source import find_base_model, layers_by_target, open_source, stray_keys
 
 OnStep = Callable[[int, int], None]
 _MOST_TAGS = 200
@@ -71,6 +71,8 @@ class Report:
     trigger_words: list[str]
     tags: dict[str, int]
     training: dict[str, str]
+    embeddings: list[str]
+    """Names of the textual inversions that are packed with it."""
     problems: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, object]:
@@ -93,6 +95,7 @@ class Report:
             "trigger_words": self.trigger_words,
             "tags": self.tags,
             "training": self.training,
+            "embeddings": self.embeddings,
             "problems": self.problems,
         }
 
@@ -130,6 +133,7 @@ def report_on(network: Network, on_step: OnStep | None = None) -> Report:
         trigger_words=_trigger_words(network.metadata, tags),
         tags=tags,
         training={title: network.metadata[key] for key, title in _FACTS.items() if network.metadata.get(key) not in (None, "", "None")},
+        embeddings=list(network.embeddings),
         problems=_problems(network, layers),
     )
 
@@ -186,18 +190,19 @@ def _trigger_words(metadata: Mapping[str, str], tags: Mapping[str, int]) -> list
 
 def _problems(network: Network, layers: Mapping[Key, Layer]) -> list[str]:
     problems = []
-    if network.unused:
-        problems.append(f"{len(network.unused)} keys belong to no layer, for example {network.unused[0]}")
+    stray = stray_keys(network)
+    if stray:
+        problems.append(f"keys that belong to no layer: {len(stray)}, for example {stray[0]}")
     homeless = [name for component, name in layers if not _known(name)]
     if homeless:
-        problems.append(f"{len(homeless)} layers have no home in Stable Diffusion 1, 2 or XL, for example {homeless[0]}")
+        problems.append(f"layers without a home in Stable Diffusion 1, 2 or XL: {len(homeless)}, for example {homeless[0]}")
     dependent = [layer_kind(layer) for layer in layers.values() if getattr(layer, "weight_dependent", False)]
     if dependent:
         kinds = ", ".join(sorted(set(dependent)))
-        problems.append(f"{len(dependent)} layers ({kinds}) change each base weight differently: their blocks have no norm without a checkpoint")
+        problems.append(f"layers whose change depends on the base weight ({kinds}): {len(dependent)}; their blocks have no norm without a checkpoint")
     idle = sum(1 for layer in layers.values() if delta_norm(layer) == 0)
     if idle:
-        problems.append(f"{idle} layers change nothing: every value of one of their factors is zero")
+        problems.append(f"layers that change nothing, all values of a factor being zero: {idle}")
     return problems
 
 

@@ -20,7 +20,7 @@ from lib_lycoris.tools.facts import RECIPE, common_metadata, fitted, network_fac
 from lib_lycoris.tools.low_rank import like_tensor, low_rank_parts
 from lib_lycoris.tools.names import Key
 from lib_lycoris.tools.products import capped, dense_delta, exact_product, needs_base, only_bias
-from lib_lycoris.tools.source import find_base_model, layers_by_target, open_source, own_dtype
+from lib_lycoris.tools.source import find_base_model, layers_by_target, open_source, own_dtype, packed_embeddings
 from lib_lycoris.tools.truncate import Keep, Kept, truncated
 
 OnStep = Callable[[int, int], None]
@@ -108,7 +108,7 @@ def merge(parts: Sequence[Part], out: str | os.PathLike[str], rank: int | None =
         raise ConfigError("every strength is 0, so that nothing is left to write; give at least one network a strength")
     recipe = f"merge {' '.join(map(str, parts))}" + (f" to rank {rank}" if rank else "")
     facts = {**common_metadata([network.metadata for network in networks]), **network_facts(merged, base_model, out.stem), RECIPE: recipe}
-    result = Merged(out, len(merged), write_network(out, merged, facts, base_model))
+    result = Merged(out, len(merged), write_network(out, merged, facts, base_model, packed_embeddings(networks)))
     if keep is not None:
         result.notes.append(kept.line())
     return result

@@ -44,6 +44,11 @@ def checked_folder(out: Path) -> Path:
     return out
 
 
+def possible_files(out: Path) -> list[Path]:
+    """Where `write` may put weights."""
+    return [out / folder / WEIGHTS_NAME for folder in ("", "unet", "text_encoder", "text_encoder_2")]
+
+
 def write(out: Path, parts: Mapping[str, Mapping[str, Adapter]], metadata: Mapping[str, str]) -> int:
     """Writes {component: {dotted module name: adapter}}, into `out` itself where there is one component, else into a folder for each; gives the weights' bytes.
 

@@ -16,7 +16,7 @@ from lib_lycoris.tools.facts import RECIPE, carried_metadata, network_facts, sin
 from lib_lycoris.tools.low_rank import like_tensor, low_rank_parts
 from lib_lycoris.tools.names import Key
 from lib_lycoris.tools.products import dense_delta, exact_product, needs_base, only_bias
-from lib_lycoris.tools.source import find_base_model, layers_by_target, open_source, own_dtype
+from lib_lycoris.tools.source import find_base_model, layers_by_target, open_source, own_dtype, packed_embeddings
 from lib_lycoris.tools.truncate import Keep, Kept, truncated
 
 OnStep = Callable[[int, int], None]
@@ -67,9 +67,9 @@ def resize(path: str | os.PathLike[str], out: str | os.PathLike[str], rank: int 
             on_step(place, len(layers))
     wish = f"rank {rank}" if rank is not None else f"energy {energy:g}"
     facts = {**carried_metadata(network.metadata), **network_facts(smaller, base_model, out.stem), RECIPE: f"resize {Path(path).stem} to {wish}"}
-    result = Resized(out, write_network(out, smaller, facts, base_model), network.nbytes, kept)
+    result = Resized(out, write_network(out, smaller, facts, base_model, packed_embeddings([network])), network.nbytes, kept)
     if empty:
-        result.notes.append(f"{empty} layers change nothing and were left out")
+        result.notes.append(f"layers that change nothing, left out: {empty}")
     return result
 
 

@@ -70,6 +70,8 @@ def _slots_of(name: str, unet: str) -> Iterable[tuple[Key, str, Slot]]:
                 yield (component, normal_name(f"{fused[1]}_{part}_proj")[1]), fused[2], Slot(name, third)
             return
         rest = rest.removeprefix("model.") if rest.startswith("model.transformer.") else rest
+        # some SD 1 files lack the level text_model
+        rest = re.sub(r"^transformer\.(?=encoder\.|embeddings\.|final_layer_norm\.)", "text_model.", rest)
         yield from _plain(component, rest, name)
     elif name.startswith(unet) and _UNET_MODULE.match(name, len(unet)):
         yield from _plain("unet", name[len(unet) :], name)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lib_lycoris.errors import NetworkFileError, shown
 from lib_lycoris.files.metadata import read_base_model
@@ -19,6 +20,7 @@ from lib_lycoris.networks.network import Network
 from lib_lycoris.tools.names import SDXL, Key
 from lib_lycoris.tools.products import dense_shape
 
+BUNDLE = "bundle_emb."
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 COMPONENT_FOLDERS = {"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2"}
 
@@ -39,6 +41,13 @@ def open_source(path: str | os.PathLike[str]) -> Network:
     if not parts:
         raise NetworkFileError(f"{shown(path)} is a folder without {PEFT_FILES[0]}, also in {', '.join(COMPONENT_FOLDERS)}; name a network file")
     return _joined(Path(path), {folder: open_network(file) for folder, file in parts.items()})
+
+
+def source_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that `open_source` would read: the file itself, or a folder's adapters."""
+    if not os.path.isdir(path):
+        return [Path(path)]
+    return [file for folder in ("", *COMPONENT_FOLDERS) if (file := _adapter_file(Path(path) / folder)) is not None]
 
 
 def layers_by_target(network: Network) -> dict[Key, Layer]:
@@ -73,7 +82,22 @@ def find_base_model(layers: Mapping[Key, Layer], metadata: Mapping[str, str]) ->
     return None
 
 
-def own_dtype(networks: list[Network]) -> torch.dtype:
+def packed_embeddings(networks: Sequence[Network]) -> dict[str, Tensor]:
+    """The textual inversions that are packed with the networks, under the names that kohya's files have for them; of two of one name the first."""
+    packed: dict[str, Tensor] = {}
+    for network in networks:
+        for name, parts in network.embeddings.items():
+            for part, tensor in parts.items():
+                packed.setdefault(f"{BUNDLE}{name}.{part}", tensor)
+    return packed
+
+
+def stray_keys(network: Network) -> list[str]:
+    """Keys that belong neither to a layer nor to a packed embedding."""
+    return [key for key in network.unused if not key.startswith(BUNDLE) and key not in network.embeddings]
+
+
+def own_dtype(networks: Sequence[Network]) -> torch.dtype:
     """The dtype that holds every tensor of these networks without rounding: theirs where they agree, else float32."""
     counts = Counter(
         tensor.dtype
@@ -99,5 +123,7 @@ def _joined(path: Path, parts: Mapping[str, Network]) -> Network:
         metadata.update(network.metadata)
         unused += network.unused
         nbytes += network.nbytes
-    first = next(iter(parts.values()))
-    return replace(first, layers=layers, metadata=metadata, path=path, nbytes=nbytes, unused=tuple(unused), targets=targets)
+    networks = list(parts.values())
+    first = networks[0]
+    embeddings = {name: parts for network in reversed(networks) for name, parts in network.embeddings.items()}
+    return replace(first, layers=layers, metadata=metadata, path=path, nbytes=nbytes, unused=tuple(unused), targets=targets, embeddings=embeddings)

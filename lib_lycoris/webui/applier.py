@@ -147,18 +147,6 @@ class Applier:
         if self._on is not None:
             self._on.generation.restore()
 
-    def list_networks(self) -> list[dict[str, Any]]:
-        """For each network on disk its name, its tag, its file and its size in bytes."""
-        self.catalogue.scan()
-        found = []
-        for name in self.catalogue.names():
-            try:
-                path = self.catalogue.find(name)
-                found.append({"name": name, "tag": f"<lyco:{name}:1>", "file": str(path), "bytes": path.stat().st_size})
-            except (UnknownNetworkError, OSError):  # deleted between the two looks
-                continue
-        return found
-
     def files(self, requests: Sequence[Request]) -> dict[str, Path]:
         """The file of each requested name that has one."""
         found = {}

@@ -43,6 +43,7 @@ class NetworksPage(ui_extra_networks.ExtraNetworksPage):
     def refresh(self) -> None:
         """Reads the folders anew."""
         self._shelf.scan()
+        allow_previews()
 
     def list_items(self) -> Iterator[dict[str, Any]]:
         """A record for each card."""
@@ -148,6 +149,13 @@ class NetworksPage(ui_extra_networks.ExtraNetworksPage):
         for folder in settings.network_folders():
             if path.is_relative_to(folder):
                 yield path.relative_to(folder).with_suffix("").as_posix()
+
+
+def allow_previews() -> None:
+    """Has the host show pictures from the pages' folders of now; by itself it asks for them only at its start."""
+    allowed = {folder for page in ui_extra_networks.extra_pages for folder in page.allowed_directories_for_previews()}
+    ui_extra_networks.allowed_dirs.clear()
+    ui_extra_networks.allowed_dirs.update(allowed)
 
 
 class Metadata(Mapping[str, str]):

@@ -48,7 +48,3 @@ class Extension:
     def api_credentials(self) -> str | None:
         """The text of --api-auth, "user:password,…", or None where nobody is asked."""
         return host.api_credentials()
-
-    def networks(self) -> list[dict[str, Any]]:
-        """For each network on disk its name, its tag, its file and its size in bytes."""
-        return self.applier.list_networks()

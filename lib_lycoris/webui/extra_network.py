@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from modules import extra_networks, shared
+from modules import extra_networks
 
 from lib_lycoris.prompt.request import Request
 
-from . import host
+from . import host, settings
 from .applier import Applier
 from .tags import TAG
 from .work import Work
@@ -57,7 +57,7 @@ def _is_empty_prompt_after_load(p: Any) -> bool:
 def _note_hashes(p: Any, applier: Applier, requests: Sequence[Request]) -> None:
     """Writes "name: hash, …" into the picture's parameters, as the built-in extension does under "Lora hashes"."""
     info = getattr(p, "extra_generation_params", None)
-    if info is None or not shared.opts.data.get("lora_add_hashes_to_infotext", True):
+    if info is None or not settings.value(settings.HASHES):
         return
     if not getattr(p, "is_hr_pass", False) or not hasattr(p, "lyco_hashes"):
         p.lyco_hashes = {}

@@ -29,9 +29,11 @@ class Paste:
         """Puts the names that the files have here into the prompts; nothing else of `params` changes."""
         told = _read_hashes(params)
         asked = {tag.name for text in TEXTS for tag in find_tags(_text(params, text))}
-        names = {name: self._name_here(name, told[written_in_infotext(name)]) for name in asked if written_in_infotext(name) in told}
-        if not names:
+        hashed = {name: told[written_in_infotext(name)] for name in asked if written_in_infotext(name) in told}
+        if not hashed:
             return
+        self._shelf.scan()
+        names = {name: self._name_here(name, digest) for name, digest in hashed.items()}
 
         def rename(tag: Tag) -> Tag:
             here = names.get(tag.name)

@@ -11,11 +11,12 @@ from modules import cache, ui_extra_networks
 from lib_lycoris.library.catalogue import Catalogue
 from lib_lycoris.library.facts import FactsCache
 from lib_lycoris.library.shelf import Shelf
+from lib_lycoris.tools.inspect import inspect
 
 from . import settings
 from .applier import Applier
 from .axes import add_axes
-from .cards import NetworksPage
+from .cards import NetworksPage, allow_previews
 from .editor import make_editor
 from .infotext import Paste
 
@@ -34,7 +35,7 @@ class Pages:
 
     def __init__(self, applier: Applier, component: Callable[..., Any], draw: Any) -> None:
         self._applier, self._draw = applier, draw
-        self.shelf = Shelf(lambda: applier.catalogue, settings.network_folders, FactsCache(_recall))
+        self.shelf = Shelf(lambda: applier.catalogue, settings.network_folders, FactsCache(_recall), inspect=lambda path: inspect(path).as_json())
         self.paste = Paste(self.shelf)
         settings.register(component)
 
@@ -42,6 +43,8 @@ class Pages:
         """Adds page and axes; the host has emptied its list of pages just before."""
         settings.on_change(settings.FOLDERS, self._look_into_folders)
         settings.on_change(settings.CACHE, self._limit_cache)
+        settings.on_change(settings.BLOCKS, self._read_presets)
+        self._read_presets()
         self._look_into_folders()
         self._limit_cache()
         ui_extra_networks.register_page(NetworksPage(self.shelf, make_editor(self._draw)))
@@ -49,6 +52,14 @@ class Pages:
 
     def _look_into_folders(self) -> None:
         self._applier.catalogue = Catalogue(settings.network_folders())
+        self._applier.leave_model()
+        allow_previews()
+
+    def _read_presets(self) -> None:
+        problem = settings.preset_problem()
+        if problem:
+            print(f"Lyco Studio: {problem}; until it is mended under Settings, LyCORIS, only the presets that everybody has are known")
+        self._applier.presets = settings.block_presets()
         self._applier.leave_model()
 
     def _limit_cache(self) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 _OTHERS = (("modules_forge", "Forge"), ("modules.modeldata", "SD.Next"), ("modules.sd_samplers_diffusers", "SD.Next"))
-_NEEDED = tuple(f"modules.{name}" for name in ("extra_networks", "hashes", "patches", "script_callbacks", "sd_models", "sd_unet", "shared"))
+_NEEDED = tuple(f"modules.{name}" for name in (
+    "extra_networks", "hashes", "patches", "script_callbacks", "sd_models", "sd_unet", "shared", "cache", "scripts", "ui_extra_networks",
+    "ui_extra_networks_user_metadata"))
 
 
 def unsupported_host() -> str | None:

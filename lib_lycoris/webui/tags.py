@@ -1,4 +1,4 @@
-"""What each picture of a batch asks for, read out of the host's `p`: the host itself hands over the tags of the first prompt alone, and none of a negative one."""
+"""What each picture of a batch asks for, read out of the host's `p`: the host itself hands over the tags of the first prompt alone."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ import torch
 
 from lib_lycoris.functional.blocks import add_blocks_to_columns, add_blocks_to_rows, multiply_blocks
 
-
 SHAPES = [((6,), 0), ((6, 5), 0), ((6, 5, 3, 3), 0), ((4, 6), -1), ((2, 3, 6), -1), ((2, 6, 4, 5), 1), ((1, 6, 4), 1), ((0, 6), 1)]
 
 

@@ -266,6 +266,17 @@ def test_gradients_reach_float32_parameters_through_a_module_of_half_precision(m
 
 
 @every_case
+def test_all_is_computed_where_the_weight_is(make, new):
+    # torch's "meta" device stands for a GPU: it refuses to meet tensors of the CPU just so
+    layer, module = build_layer("x", make(shape_of(new()), 3)), new().to("meta")
+    x, total = inputs(new()).to("meta"), torch.empty(shape_of(module), device="meta")
+    with torch.no_grad():
+        layer.add_to(total, module.weight, 0.5)
+        found = [layer.delta(module.weight), layer.delta_output(x, module), layer.delta_bias(total.reshape(len(total), -1)[:, 0])]
+    assert all(tensor.device.type == "meta" for tensor in found if tensor is not None)
+
+
+@every_case
 def test_factors_multiply_to_the_delta(make, new):
     module = new()
     layer = build_layer("x", make(shape_of(module), 3))

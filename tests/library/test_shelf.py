@@ -87,6 +87,22 @@ def test_looking_into_a_network_leaves_its_pictures_out(tmp_path, shelf):
     assert found["metadata"] == {"ss_output_name": "Kitty"} and found["remarks"] == {"notes": "n"} and found["name"] == "cat"
 
 
+def test_what_only_the_tensors_tell_is_asked_of_the_inspector(tmp_path):
+    catalogue = Catalogue([tmp_path])
+    path = put(tmp_path / "cat.safetensors")
+
+    def inspect(of):
+        if of != path:
+            raise LycoError("damaged")
+        return {"norms": {"unet": 3.0}, "metadata": {"twice": "x"}}
+
+    shelf = Shelf(lambda: catalogue, lambda: [tmp_path], inspect=inspect)
+    assert shelf.look_into("cat")["inspection"] == {"norms": {"unet": 3.0}}
+    put(tmp_path / "dog.safetensors")
+    shelf.scan()
+    assert shelf.look_into("dog")["inspection"] == {"error": "damaged"}
+
+
 def test_a_remark_is_written_beside_the_file(tmp_path, shelf):
     path = put(tmp_path / "nets" / "sub" / "cat.safetensors")
     assert shelf.remark("sub/cat", {"activation text": "zorb"})["remarks"] == {"activation text": "zorb"}

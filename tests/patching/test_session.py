@@ -284,7 +284,8 @@ def test_applying_the_same_again_merges_nothing_again():
 
 
 @pytest.mark.parametrize(("options", "grad", "hooked"), [
-    ({}, False, [""]), ({}, True, ["", "input_blocks.0.0"]), ({"per_layer": True}, False, ["input_blocks.0.0"]), ({"beside": True}, True, ["input_blocks.0.0"])])
+    ({}, False, [""]), ({}, True, ["", "input_blocks.0.0"]), ({"per_layer": True}, False, ["input_blocks.0.0"]),
+    ({"beside": True}, True, ["input_blocks.0.0"])])
 def test_only_the_root_or_touched_modules_have_hooks_and_strength_zero_touches_none(options, grad, hooked):
     unet = make_unet()
     session = Session(unet, **options)

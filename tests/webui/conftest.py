@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .network_files import CONVOLUTION, LINEAR, write_foreign_network, write_network
+from .network_files import CONVOLUTION, LINEAR, write_foreign_network, write_ia3, write_network
 from .real import RealWebUI, find_webui
 from .stand_in import StandIn
 
@@ -15,9 +15,10 @@ UNSET = "WEBUI_DIR is not set: the tests of the real WebUI v1.10.1 were skipped 
 
 
 def write_networks(webui) -> None:
-    """The files that the tests speak of: A (LoRA), B (LoCon), elsewhere (mostly another model's), broken (cut off)."""
+    """The files that the tests speak of: A (LoRA), B (LoCon), I ((IA)³: its ΔW depends on the weight), elsewhere (mostly another model's), broken (cut off)."""
     write_network(webui.networks / "A.safetensors", webui.shapes, seed=11, pattern=LINEAR)
     write_network(webui.networks / "B.safetensors", webui.shapes, seed=12, pattern=CONVOLUTION)
+    write_ia3(webui.networks / "I.safetensors", webui.shapes, seed=13)
     write_foreign_network(webui.networks / "elsewhere.safetensors", 9, webui.shapes)
     whole = (webui.networks / "A.safetensors").read_bytes()
     (webui.networks / "broken.safetensors").write_bytes(whole[: len(whole) // 2])

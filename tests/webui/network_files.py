@@ -56,13 +56,25 @@ def write_network(path: Path, shapes: Shapes, seed: int, pattern: re.Pattern = L
     save_file(tensors, str(path), {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_base_model_version": "sd_v1"})
 
 
+def write_ia3(path: Path, shapes: Shapes, seed: int, pattern: re.Pattern = LINEAR, size: float = 0.5) -> None:
+    """An (IA)³ of LyCORIS on the UNet's layers whose names match: ΔW is the weight itself times a factor of about `size` for each output."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for (component, name), shape in sorted(shapes.items()):
+        if component == "unet" and pattern.search(name):
+            key = kohya_name(component, name)
+            tensors[f"{key}.weight"] = size * torch.randn(shape[0], *[1] * (len(shape) - 2 and len(shape) - 1), generator=generator)
+            tensors[f"{key}.on_input"] = torch.tensor(False)
+    save_file(tensors, str(path))
+
+
 def write_foreign_network(path: Path, homeless: int, shapes: Shapes) -> None:
     """A LoRA with one layer that the model has and `homeless` ones of SDXL that it has not."""
     write_network(path, {key: shape for key, shape in shapes.items() if key == ("unet", "mid_block_attentions_0_proj_in")}, seed=7)
     tensors = load_file(str(path))
     for number in range(homeless):
-        key = f"lora_unet_mid_block_attentions_0_transformer_blocks_{number + 1}_attn2_to_q"
-        tensors |= {f"{key}.lora_up.weight": torch.ones(1280, 4), f"{key}.lora_down.weight": torch.ones(4, 1280), f"{key}.alpha": torch.tensor(4.0)}
+        key = f"lora_unet_mid_block_attentions_0_transformer_blocks_{number + 1}_attn2_to_k"
+        tensors |= {f"{key}.lora_up.weight": torch.ones(1280, 4), f"{key}.lora_down.weight": torch.ones(4, 2048), f"{key}.alpha": torch.tensor(4.0)}
     save_file(tensors, str(path))
 
 

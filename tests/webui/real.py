@@ -25,7 +25,8 @@ from .reply import Reply
 ROOT = Path(__file__).parents[2]
 USER, PASSWORD = "tester", "a secret"
 SECONDS_TO_START = 900
-FLAGS = ("--skip-prepare-environment", "--use-cpu", "all", "--no-half", "--no-half-vae", "--precision", "full", "--skip-torch-cuda-test",
+WHOLE_PRECISION = ("--no-half", "--no-half-vae", "--precision", "full")
+FLAGS = ("--skip-prepare-environment", "--use-cpu", "all", "--skip-torch-cuda-test",
          "--skip-version-check", "--skip-python-version-check", "--no-download-sd-model", "--do-not-download-clip", "--api",
          "--server-name", "127.0.0.1")
 OPTIONS = {"live_previews_enable": False, "save_images_add_number": False, "samples_save": False, "grid_save": False, "enable_pnginfo": True,
@@ -50,7 +51,8 @@ class RealWebUI:
         (extensions / "lyco-studio").symlink_to(ROOT, target_is_directory=True)
         (extensions / "lyco-probe").symlink_to(Path(__file__).parent / "probe_extension", target_is_directory=True)
         (data / "config.json").write_text(json.dumps(OPTIONS | {"sd_model_checkpoint": self.base}))
-        command = [str(python), "launch.py", *FLAGS, "--port", str(port), "--data-dir", str(data), "--api-auth", f"{USER}:{PASSWORD}",
+        precision = () if "--precision" in flags else WHOLE_PRECISION
+        command = [str(python), "launch.py", *FLAGS, *precision, "--port", str(port), "--data-dir", str(data), "--api-auth", f"{USER}:{PASSWORD}",
                    "--ckpt", str(data / "models" / "Stable-diffusion" / self.base), *flags]
         self._process = subprocess.Popen(command, cwd=webui, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                          errors="replace")

@@ -63,7 +63,12 @@ class StandIn:
             latents, texts = processing.process_images(p)
         finally:
             p.close()
-        return Reply([_decode(each) for each in latents], list(p.comments), p.extra_generation_params, "\n".join(texts))
+        return Reply([self.decode(each) for each in latents], list(p.comments), p.extra_generation_params, "\n".join(texts))
+
+    @staticmethod
+    def decode(latents: torch.Tensor) -> bytes:
+        """The picture of one row of latents."""
+        return (128 + 60 * latents).clamp(0, 255).to(torch.uint8).numpy().tobytes()
 
     def plan_prompts(self, positive: list[str], negative: list[str] | None = None, **more: Any) -> None:
         """Has the next picture made with these prompts, one for each picture of its batch, as a script would that writes prompts."""
@@ -151,10 +156,6 @@ def _shapes(model: torch.nn.Module) -> Shapes:
     trees = (("unet", model.model.diffusion_model, ldm_to_diffusers_unet), ("te1", model.cond_stage_model.wrapped.transformer, str))
     return {(component, translate(path.replace(".", "_"))): tuple(module.weight.shape) for component, tree, translate in trees
             for path, module in tree.named_modules() if getattr(module, "weight", None) is not None}
-
-
-def _decode(latents: torch.Tensor) -> bytes:
-    return (128 + 60 * latents).clamp(0, 255).to(torch.uint8).numpy().tobytes()
 
 
 def _latents(picture: bytes) -> torch.Tensor:

@@ -132,12 +132,13 @@ def test_cards_of_other_base_models_are_hidden_where_the_user_wants_it(page, sta
 
 
 def test_a_card_has_a_preview_from_beside_or_from_within_the_file(page, tmp_path):
+    assert str(tmp_path / "own") not in sys.modules["modules.ui_extra_networks"].allowed_dirs  # it was not there when the page was made
     (tmp_path / "own" / "beside.png").write_bytes(b"x")
     put(tmp_path / "own" / "beside.safetensors", ssmd_cover_images='["aGVsbG8="]')
     put(tmp_path / "own" / "a b&c.safetensors", ssmd_cover_images='["aGVsbG8="]')
     put(tmp_path / "own" / "thumb.safetensors", modelspec__thumbnail="data:image/png;base64,aGVsbG8=", other="x")
     found = items(page)
-    assert found["beside"]["preview"].endswith("beside.png")
+    assert found["beside"]["preview"].endswith("beside.png") and str(tmp_path / "own") in sys.modules["modules.ui_extra_networks"].allowed_dirs
     assert found["a b&c"]["preview"] == "./sd_extra_networks/cover-images?page=lycoris&item=a%20b%26c"
     assert json.loads(page.metadata["a b&c"].get("ssmd_cover_images")) == json.loads(page.metadata["thumb"].get("ssmd_cover_images")) == ["aGVsbG8="]
     assert {key: page.metadata["thumb"][key] for key in page.metadata["thumb"]} == {"other": "x"} and len(page.metadata["thumb"]) == 1

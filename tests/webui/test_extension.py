@@ -73,8 +73,52 @@ def test_layers_that_are_moved_to_the_device_only_while_they_run_take_networks(l
     assert distance(base, changed) > ROUNDING
     assert distance(changed, webui.picture("a shape <lora:A:1>")) <= ROUNDING
     assert webui.picture("a shape <lyco:A:1> <lora:B:1>", **hires).pictures == both.pictures
+    own = webui.picture("a shape <lyco:A:1:hrte=0:hrunet=0.5>", **HIRES)
+    assert distance(own, webui.picture("a shape <lyco:A:1>", hr_prompt="a shape <lyco:A:0:0.5>", **HIRES)) <= ROUNDING
     assert webui.picture("a shape").pictures == base.pictures
     assert webui.model()["hooks"] == hooks
+
+
+def test_where_the_host_encodes_the_hires_prompt_before_the_first_pass_nothing_else_comes_out(stand_in_webui, monkeypatch):
+    from modules import shared
+
+    prompt, settings = "a shape <lyco:A:3:hrte=0:hrunet=0.5>", {**HIRES, "negative_prompt": "none <lyco:A:0.5>", "hr_negative_prompt": "<lyco:B:1>"}
+    wanted = stand_in_webui.picture(prompt, **settings)
+    stand_in_webui.picture("another one", **HIRES)  # the host keeps encoded prompts
+    monkeypatch.setattr(shared.cmd_opts, "lowvram", True)
+    assert stand_in_webui.picture(prompt, **settings).pictures == wanted.pictures
+
+
+def test_without_a_tag_nothing_of_ours_runs_in_a_step_and_the_picture_is_left_alone(stand_in_webui, monkeypatch):
+    from modules import processing
+
+    from lib_lycoris.webui import extension, work
+
+    made, process = [], processing.process_images
+    monkeypatch.setattr(processing, "process_images", lambda p: made.append(p) or process(p))
+    stand_in_webui.picture("not ours <lyco:A:1>")
+    assert {"close", "get_conds_with_caching"} <= vars(made[0]).keys()
+    for name in ("follow", "prepare"):
+        monkeypatch.setattr(work.Work, name, None)
+    monkeypatch.setattr(extension, "rows_of", None)
+    stand_in_webui.picture("not ours", negative_prompt="<lora:A:1>", **HIRES)
+    assert not {"close", "get_conds_with_caching"} & vars(made[1]).keys()
+
+
+def test_a_copied_picture_is_not_its_original(stand_in_webui, monkeypatch):
+    import copy
+
+    from modules import processing
+
+    made, process = [], processing.process_images
+    monkeypatch.setattr(processing, "process_images", lambda p: made.append(p) or process(p))
+    wanted = stand_in_webui.picture("copied <lyco:A:1>")
+    other = copy.copy(made[0])
+    latents, _ = processing.process_images(other)
+    assert other.lyco_work is not made[0].lyco_work and vars(other)["close"].owner() is other
+    assert [stand_in_webui.decode(each) for each in latents] == wanted.pictures
+    other.close()
+    assert stand_in_webui.model()["hooks"] == {}
 
 
 @pytest.mark.webui

@@ -207,6 +207,16 @@ def test_after_a_break_in_the_middle_the_pictures_are_as_before(webui, what, lay
     assert webui.model() == clean
 
 
+def test_a_skip_ends_one_batch_alone(webui):
+    prompt = next(fresh)
+    base, whole = webui.picture(prompt), webui.picture(f"{prompt} <lyco:A:1> <lyco:B:unet=0@0,1@1>", n_iter=2)
+    webui.break_at(1, "skip")
+    skipped = webui.picture(f"{prompt} <lyco:A:1> <lyco:B:unet=0@0,1@1>", n_iter=2)
+    assert skipped.pictures[-1] == whole.pictures[-1]
+    assert skipped.pictures[-2] != whole.pictures[-2]
+    assert webui.picture(prompt).pictures == base.pictures
+
+
 def test_after_an_exception_no_hook_stays_even_before_the_next_picture(webui):
     webui.picture(next(fresh))
     webui.break_at(1, "exception", "unet.middle_block.1")
@@ -254,7 +264,12 @@ def test_layers_without_a_home_are_counted_under_the_picture(webui):
     reply = webui.picture(f"{prompt} <lyco:elsewhere:1>")
     assert distance(reply, webui.picture(prompt)) > 0
     assert len(reply.comments) == 1
-    assert "elsewhere" in reply.comments[0] and "9 of 10" in reply.comments[0]
+    assert "elsewhere" in reply.comments[0] and "9 of 10" in reply.comments[0] and "this file is for SDXL" in reply.comments[0]
+
+
+def test_what_a_tag_says_is_told_in_one_line_of_printable_text(webui):
+    reply = webui.picture(f"{next(fresh)} <lyco:<img src=x onerror=1\u202e\nx:1>")
+    assert len(reply.comments) == 1 and all(letter.isprintable() for letter in reply.comments[0])
 
 
 def test_a_damaged_file_is_told_and_the_picture_is_made(webui):

@@ -32,12 +32,13 @@ def assign_names(model):
 
 
 def network_restore_weights_from_backup(self):
-    for name, backup in (getattr(self, "network_weights_backup", None) or {}).items():
-        getattr(self, name).copy_(backup)
+    for name, field in (("weight", "network_weights_backup"), ("bias", "network_bias_backup")):
+        if getattr(self, field, None) is not None:
+            getattr(self, name).copy_(getattr(self, field))
 
 
 def network_reset_cached_weight(self):
-    self.network_current_names, self.network_weights_backup = (), None
+    self.network_current_names, self.network_weights_backup, self.network_bias_backup = (), None, None
 
 
 def network_apply_weights(self):
@@ -48,7 +49,8 @@ def network_apply_weights(self):
     if getattr(self, "network_weights_backup", None) is None and wanted:
         if current:
             raise RuntimeError("no backup weights found and current weights are not unchanged")
-        self.network_weights_backup = {key: parameter.detach().clone() for key, parameter in self._parameters.items() if parameter is not None}
+        self.network_weights_backup = self.weight.detach().clone()
+        self.network_bias_backup = None if self.bias is None else self.bias.detach().clone()
     if current == wanted:
         return
     network_restore_weights_from_backup(self)

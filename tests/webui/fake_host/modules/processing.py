@@ -115,7 +115,8 @@ def process_images(p):
         script.process(p)
     made, texts = [], []
     with torch.no_grad():
-        for p.iteration in range(p.n_iter):
+        for number in range(p.n_iter):
+            p.iteration = number
             if shared.state.interrupted:
                 break
             shared.state.skipped = False

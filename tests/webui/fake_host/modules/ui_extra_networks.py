@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 extra_pages = []
+allowed_dirs = set()
 
 
 def initialize():
@@ -13,6 +14,8 @@ def initialize():
 
 def register_page(page):
     extra_pages.append(page)
+    allowed_dirs.clear()
+    allowed_dirs.update(folder for page in extra_pages for folder in page.allowed_directories_for_previews())
 
 
 class Lister:

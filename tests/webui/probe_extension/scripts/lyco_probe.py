@@ -5,7 +5,7 @@ import sys
 
 import torch
 from fastapi import Body
-from modules import extra_networks, script_callbacks, scripts, sd_models, shared
+from modules import extra_networks, script_callbacks, scripts, sd_models, sd_unet, shared
 from modules.sd_samplers_common import InterruptedException
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_hooks", "_state_dict_hooks",
@@ -91,13 +91,13 @@ def turn(params):
 
 
 def at_step(params):
-    """Breaks the sampling where a test asked for it, once: by an interrupt, or in a layer by an exception or what the host raises on an interrupt."""
+    """Breaks the sampling where a test asked for it, once: by an interrupt, a skip, or in a layer by an exception or what the host raises on an interrupt."""
     if plan.get("step") != params.sampling_step:
         return
     wanted = dict(plan)
     plan.clear()
-    if wanted["what"] == "interrupt":
-        shared.state.interrupt()
+    if wanted["what"] in ("interrupt", "skip"):
+        getattr(shared.state, wanted["what"])()
         return
     kind = {"exception": RuntimeError, "interrupt in a layer": InterruptedException}[wanted["what"]]
 
@@ -113,11 +113,18 @@ def routes(demo, app):
     def model():
         bits, identity = digest()
         return {"hooks": count_hooks(), "bits": bits, "identity": identity, "networks": sorted(extra_networks.extra_network_registry),
+                "dtypes": sorted({str(parameter.dtype) for _, tree in trees() for parameter in tree.parameters()}),
                 "checkpoint": sd_models.model_data.sd_model.sd_checkpoint_info.name}
 
     @app.get("/probe/v1/comments")
     def comments():
         return told
+
+    @app.get("/probe/v1/comments-as-html")
+    def comments_as_html():
+        from modules.ui_common import plaintext_to_html
+
+        return plaintext_to_html("".join(f"{comment}\n" for comment in told), classname="comments")
 
     @app.post("/probe/v1/plan")
     def set_plan(wanted: dict = Body()):  # noqa: B008
@@ -144,6 +151,22 @@ def routes(demo, app):
         shared.state.request_restart()
 
 
+class PlainUnet(sd_unet.SdUnet):
+    """A program in the UNet's place."""
+
+    def forward(self, x, timesteps, context, *args, **kwargs):
+        return 0.5 * x
+
+
+class PlainOption(sd_unet.SdUnetOption):
+    label = "[probe] <b>plain</b>"
+
+    def create_unet(self):
+        return PlainUnet()
+
+
+if hasattr(script_callbacks, "on_list_unets"):
+    script_callbacks.on_list_unets(lambda options: options.append(PlainOption()))
 script_callbacks.on_cfg_denoiser(turn)
 script_callbacks.on_cfg_denoiser(at_step)
 script_callbacks.on_app_started(routes)
