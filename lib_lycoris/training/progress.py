@@ -20,7 +20,7 @@ class StepReport:
     """Average of the losses, each step counting a twentieth."""
     learning_rate: float
     seconds: float
-    """Since the training began, without earlier parts of a resumed run."""
+    """Spent on all steps so far, with the earlier parts of a resumed or paused training."""
     seconds_left: float
     validation_loss: float | None = None
     """Of this step's validation; None in steps without one."""

@@ -1,0 +1,55 @@
+"""The processes that `accelerate launch` started, as the trainer sees them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..training.processes import Alone, Processes, disagreement
+
+
+class LaunchedProcesses:
+    """This process among those that HF accelerate brought together: on one machine or several, over NCCL or gloo.
+
+    Args:
+        state: accelerate's PartialState.
+    """
+
+    def __init__(self, state: Any):
+        self._state = state
+        self.rank: int = state.process_index
+        self.count: int = state.num_processes
+        self.device: torch.device = state.device
+
+    def mean_(self, tensor: Tensor) -> None:
+        """Makes the tensor, which is on this process' device, the mean over all processes, in place."""
+        torch.distributed.all_reduce(tensor)  # a sum, that all get from one and the same place
+        tensor.div_(self.count)
+
+    def any(self, flag: bool) -> bool:
+        return bool(self._largest(int(flag)))
+
+    def agree(self, number: int, what: str, advice: str) -> None:
+        highest, lowest = self._largest(number), -self._largest(-number)
+        if highest != lowest:
+            raise disagreement(what, lowest, highest, advice)
+
+    def wait(self) -> None:
+        self._state.wait_for_everyone()
+
+    def _largest(self, number: int) -> int:
+        value = torch.tensor(number, dtype=torch.int64, device=self.device)
+        torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+        return int(value)
+
+
+def launched_processes() -> Processes:
+    """The processes of an `accelerate launch` (or torchrun), or just this one where nobody launched several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Alone()
+    from accelerate import PartialState
+
+    return LaunchedProcesses(PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")))
