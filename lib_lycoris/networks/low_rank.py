@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from lib_lycoris.functional.added import add_product
 from lib_lycoris.functional.low_rank import conv_output, fold_core, linear_output, low_rank_delta, tucker_delta, tucker_output
 from lib_lycoris.networks import parts
 from lib_lycoris.networks.hints import Hints
@@ -92,6 +93,16 @@ class LowRankLayer(nn.Module, Layer):
         if own is None:
             return output
         return output + own.to(output).reshape(-1, *(1 for _ in getattr(module, "kernel_size", ())))
+
+    def add_output(self, output: Tensor, x: Tensor, module: nn.Module, strength: float = 1.0, weight: Tensor | None = None) -> Tensor:
+        geometry = parts.geometry_of(module)
+        if self.lora_mid is not None or self.lora_up.bias is not None or geometry is parts.OTHER:
+            return super().add_output(output, x, module, strength, weight)
+        down, up = self.lora_down.weight, self.lora_up.weight.flatten(1)
+        if geometry is None:
+            return add_product(output, x, down.flatten(1), up, strength * self.scale)
+        x, padding = parts.pad(x, module)
+        return add_product(output, x, down.reshape(self.rank, -1, *module.kernel_size), up, strength * self.scale, None, parts.padded(geometry, padding))
 
     def fits(self, shape: Sequence[int]) -> bool:
         rows, columns = self._size()

@@ -127,6 +127,14 @@ class DroppedLayer:
             return x.new_zeros(())
         return self._call("delta_output", self._dropout.inputs(self._key, x), module, weight, bias)
 
+    def add_output(self, output: Tensor, x: Tensor, module: nn.Module, strength: float = 1.0, weight: Tensor | None = None) -> Tensor:
+        """The module's output with what is added to it now."""
+        return output + strength * self.delta_output(x, module, weight).to(output.dtype)
+
+    def belongs_in_weight(self, places: int | None = None) -> bool:
+        """Never: what is left away of the inputs has no place there."""
+        return False
+
     def _call(self, method: str, *args: Any) -> Tensor:
         kept = {name: self._dropout.ranks(self._key, name, len(value), value.device) for name, value in self._ranked.items()}
         parts = {f"layer.{name}": self._ranked[name] * _column(factors, self._ranked[name]) for name, factors in kept.items() if factors is not None}
