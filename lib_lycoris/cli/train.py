@@ -83,7 +83,10 @@ def read_config(path: str, changes: list[str]) -> Any:
 def make_backbone(model: Any, config: Any) -> Any:
     """The studio's model as a training with that config sees it."""
     from ..studio.backbone import StudioBackbone
+    from ..studio.checkpoint import with_vae
 
+    if config.model.vae is not None:
+        model = with_vae(model, config.model.vae)
     return StudioBackbone(model, config.model.clip_skip, {"auto": None, "true": "v", "false": "eps"}[config.model.v_prediction])
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,24 @@ def load_checkpoint(path: Path | str | None = None, device: torch.device | str |
                        latent_scale=float(config.get("scale_factor", LATENT_SCALE)),
                        betas=(float(config.get("linear_start", 0.00085)), float(config.get("linear_end", 0.012))),
                        side=8 * int(config.get("image_size", 64)))
+
+
+def with_vae(model: StudioModel, path: Path | str) -> StudioModel:
+    """The same model with the autoencoder of another file: a VAE of its own in the original's or in diffusers' names, or that of a whole checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or has no autoencoder for this model.
+    """
+    path = Path(path).expanduser()
+    tensors, _ = _read(path)
+    if not any(name.startswith(ldm.VAE) for name in tensors):
+        own = ldm.vae_to_ldm(tensors) if any(".down_blocks." in name for name in tensors) else tensors
+        tensors = {f"{ldm.VAE}{name}": value for name, value in own.items()}
+    vae = _build_vae(path, tensors).to(model.device).eval()
+    channels = model.vae.config.latent_channels
+    if vae.config.latent_channels != channels:
+        raise CheckpointError(f"autoencoder {path}: its latents have {vae.config.latent_channels} channels, {model.name} wants {channels}; use another")
+    return replace(model, vae=vae)
 
 
 # ------------------------------------------------------------------ reading
