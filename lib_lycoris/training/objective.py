@@ -41,8 +41,9 @@ class Objective:
         t = torch.tensor([drawn.t for drawn in draws], device=device)
         alphas = self.alphas_cumprod[t]
         captions = ["" if drawn.dropped else material.caption(sample, epoch) for (epoch, sample), drawn in zip(rows, draws, strict=True)]
+        framings = {"framings": [material.framing(sample, epoch) for epoch, sample in rows]} if getattr(self._backbone, "framed", False) else {}
         with autocast(device, training.precision):
-            predicted = self._backbone.predict(add_noise(latents, noise, alphas), t, self._captions.encode(captions))
+            predicted = self._backbone.predict(add_noise(latents, noise, alphas), t, self._captions.encode(captions), **framings)
         weight = min_snr_weight(alphas, training.min_snr_gamma, self.prediction) if training.min_snr_gamma else None
         if training.debiased:
             weight = debiased_weight(alphas, self.prediction)
