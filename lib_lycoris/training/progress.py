@@ -55,6 +55,11 @@ def render_progress(report: StepReport) -> str:
     )
 
 
+def render_phase(phase: str, done: int = 0, total: int = 0) -> str:
+    """What is done now: "encoding pictures, 3 of 20", or the phase alone where nobody knows how much there is to do."""
+    return f"{phase}, {done} of {total}" if total else phase
+
+
 def render_seconds(seconds: float) -> str:
     """Minutes and seconds, with hours where there are any: "1:05", "2:00:05"."""
     minutes, rest = divmod(round(seconds), 60)
