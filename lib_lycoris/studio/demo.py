@@ -17,9 +17,10 @@ from ..library.catalogue import Catalogue
 from ..patching.session import Session
 from ..prompt.request import split_prompt
 from ..training.config import TrainConfig
-from ..training.dataset import Dataset, read_dataset, read_picture
+from ..training.dataset import Dataset, read_dataset
 from ..training.grid import make_grid
 from ..training.loop import train
+from ..training.pictures import read_picture
 from ..training.progress import render_progress
 from .backbone import StudioBackbone
 from .checkpoint import StudioModel, load_checkpoint

@@ -26,6 +26,7 @@ OPTIMIZERS = ("adamw", "adamw8bit", "lion", "prodigy", "schedule_free")
 SCHEDULES = ("constant", "cosine", "linear", "cosine_restarts", "polynomial")
 PRECISIONS = ("fp32", "bf16", "fp16")
 TARGET_GROUPS = ("q", "k", "v", "out", "ff", "proj", "resnet", "sampler", "time", "io")
+TEMPLATE_NAMES = ("caption", "concept", "name")
 DEFAULT_STEPS = 1000
 
 
@@ -44,6 +45,20 @@ def split_pattern(key: str, item: str, kind: type) -> tuple[str, Any]:
         what = "RANK, a whole number of 1 or more" if kind is int else "FACTOR, a number of 0 or more"
         raise ConfigError(f'{key}: {show(item)} is not "PATTERN={what.partition(",")[0]}" with {what.partition(", ")[2]}')
     return pattern.strip(), value
+
+
+def check_template(text: str) -> None:
+    """Returns where every name in braces is one that a caption's template may have.
+
+    Raises:
+        ConfigError: another name, or none at all, which would give every picture the same caption.
+    """
+    names = re.findall(r"\{([^{}]*)\}", text)
+    for name in names:
+        if name not in TEMPLATE_NAMES:
+            raise ConfigError(f"data.caption_template = {show(text)}: it has {{{name}}}; known are {', '.join(f'{{{known}}}' for known in TEMPLATE_NAMES)}")
+    if not names:
+        raise ConfigError(f"data.caption_template = {show(text)}: write {{caption}} where the picture's own caption belongs, or {{concept}} or {{name}}")
 
 
 def _check_applies(settings: Section, name: str, kinds: tuple[str, ...]) -> None:
@@ -98,7 +113,9 @@ class DataSettings(Section):
     batch_size: int = setting(1, "Pictures per step, or per part of a step with gradient accumulation.", minimum=1, maximum=1024)
     repeats: int = setting(1, "How often each picture counts in an epoch, where its folder's name says nothing.", minimum=1, maximum=10000)
     flip: bool = setting(False, "Mirror half of the draws left to right.")
-    random_crop: bool = setting(False, "Cut what is too much at a random place instead of evenly on both sides.")
+    random_crop: bool = setting(
+        False, "Cut what is too much at another place in each draw instead of evenly on both sides: one of four, spread evenly, all encoded beforehand."
+    )
     masks: str = setting(
         "none", 'Weights for the loss, per pixel: "alpha", the pictures\' transparency; "files", a grey NAME-masklabel.png or mask/NAME.png.',
         choices=("none", "alpha", "files"),
@@ -134,6 +151,8 @@ class DataSettings(Section):
     def _check_together(self) -> None:
         if self.dataset is not None and self.folders:
             raise ConfigError(f"data.folders = {show(list(self.folders))} and data.dataset = {show(self.dataset)}: give one of the two")
+        if self.caption_template is not None:
+            check_template(self.caption_template)
         low, high = self.bucket_sides
         if not low <= self.resolution <= high:
             raise ConfigError(f"data.resolution = {self.resolution}: not between data.bucket_min = {low} and data.bucket_max = {high}")
@@ -444,7 +463,7 @@ class TrainConfig:
             raise ConfigError(f"config file {path}: {error.strerror or error}; give the path of a TOML file") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"config file {path}: byte {error.start} is no UTF-8; save it as UTF-8") from error
-        loads = _toml_reader()
+        loads = toml_reader()
         try:
             sections = loads(text)
         except ValueError as error:
@@ -533,7 +552,7 @@ def _toml_value(value: Any) -> str:
     return repr(value)
 
 
-def _toml_reader() -> Callable[[str], dict[str, Any]]:
+def toml_reader() -> Callable[[str], dict[str, Any]]:
     """A TOML parser: Python's own from 3.11 on; the WebUI's Python 3.10 has at least the one inside its pip."""
     for name in ("tomllib", "tomli", "pip._vendor.tomli", "toml"):
         try:

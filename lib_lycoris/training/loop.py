@@ -22,7 +22,7 @@ from .dropout import Dropout
 from .export import About
 from .folder import held, make_folder
 from .frozen import frozen
-from .materials import Pictures, make_materials, read_pictures
+from .materials import Pictures, StoppedEarly, make_materials, read_pictures
 from .methods import make_method
 from .optimizers import odd_about_rates
 from .processes import Alone, Processes
@@ -75,6 +75,7 @@ def train(
     autocast(backbone.device, config.training.precision)  # made once here, so that a precision that the device lacks is told first
     check_settings(config, backbone)
     pictures = read_pictures(config, watch)
+    config = pictures.config
     folder = make_folder(config.output)
     states = States(folder, config.output.name, config.output.keep)
     with held(states.folder, config.output.name) if processes.rank == 0 else nullcontext([]) as odd:
@@ -119,16 +120,20 @@ def _train(
         method = make_method(config.network, targets, steps, seed, backbone.device)
         if config.network.start_from is not None:
             start_from(config.network.start_from, method.layers)
-        material, judged = make_materials(config, backbone, pictures, watch)
+        try:
+            materials = make_materials(pictures, backbone, watch, processes, any(component != "unet" for component, _ in method.layers))
+        except StoppedEarly:
+            done = 0 if state is None else state.step
+            return _Stretch(STOPPED, None, state, done, float("nan"), [], ())
         dropout = Dropout(config.network, seed, processes.rank, processes.count)
         with attach(targets, dropout.wrap(method.layers)), _blocks(config, backbone):
-            trainer = Trainer(config, backbone, method, material, steps, processes=processes, dropout=dropout, targets=targets)
-            validation = None if judged is None else trainer.validation(judged)
+            trainer = Trainer(config, backbone, method, materials.learned, steps, materials.prior, processes, dropout, targets, materials.captions)
+            validation = None if materials.judged is None else trainer.validation(materials.judged)
             about = About(dataset=pictures.learned, steps=0, planned=steps, started_at=started_at)
             run = Run(config, backbone, trainer, states, about, state, validation, watch)
             run.go()
             path = run.export()
-    return _Stretch(run.end, path, run.state, run.step, run.smoothed.value, run.problems, tuple(run.validations))
+    return _Stretch(run.end, path, run.state, run.step, run.smoothed.value, [*materials.problems, *run.problems], tuple(run.validations))
 
 
 @contextmanager

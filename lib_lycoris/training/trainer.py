@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError, TrainingError
 from ..patching.targets import Target
 from .backbone import Backbone
-from .conditioning import make_captions
+from .conditioning import Captions, make_captions
 from .config import TrainConfig
 from .draws import Draw, Order, draw
 from .dropout import Dropout
@@ -53,7 +53,7 @@ class Trainer:
 
     def __init__(
         self, config: TrainConfig, backbone: Backbone, method: Method, material: Material, steps: int, prior: Material | None = None,
-        processes: Processes | None = None, dropout: Dropout | None = None, targets: Mapping[Key, Target] | None = None,
+        processes: Processes | None = None, dropout: Dropout | None = None, targets: Mapping[Key, Target] | None = None, captions: Captions | None = None,
     ):
         check_settings(config, backbone)
         self._config, self._material, self._steps, self._prior = config, material, steps, prior
@@ -65,7 +65,8 @@ class Trainer:
         self.samples, self.batch = material.samples, batch * config.training.gradient_accumulation
         self._order = Order([material.bucket(sample) for sample in range(material.samples)], batch, seed)
         self._prior_order = None if prior is None else Order([prior.bucket(sample) for sample in range(prior.samples)], batch, seed + 1)
-        self._objective = Objective(config, backbone, make_captions(backbone, any(component != "unet" for component, _ in method.layers)))
+        trains_text = any(component != "unet" for component, _ in method.layers)
+        self._objective = Objective(config, backbone, captions or make_captions(backbone, trains_text))
         self.parameters = {
             f"{component}.{name}.{part}": value for (component, name), layer in method.layers.items() for part, value in layer.named_parameters()
             if value.requires_grad

@@ -56,6 +56,7 @@ def made_to_fit(sections):
     training["epochs"] = training["epochs"] if training["steps"] is None else None
     training["warmup_steps"] = min(training["warmup_steps"], training["steps"] or training["warmup_steps"])
     data["dataset"] = None if data["folders"] else data["dataset"]
+    data["caption_template"] = "{caption}, {name}" if data["caption_template"] else None
     data["bucket_min"], data["bucket_max"] = None, None
     for name, kinds in KNOWN_BY.items():
         if network["kind"] not in kinds:
