@@ -43,6 +43,7 @@ class Callables:
         resume: goes on with the training that is paused (or was stopped, or failed), or takes a config and goes on from its newest saved state;
             gives the state.
         generate: takes settings of a picture, gives a mapping with pictures.
+        preprocess: takes a folder and an interrogator's name, writes captions for the pictures without one, gives which.
     """
 
     networks: Callable[[], Sequence[Mapping[str, Any]]]
@@ -55,6 +56,7 @@ class Callables:
     delete: Callable[[str], Mapping[str, Any]] | None = None
     pause: Callable[[], Mapping[str, Any]] | None = None
     resume: Callable[[Mapping[str, Any] | None], Mapping[str, Any]] | None = None
+    preprocess: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
 
 def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str], bool] | None = None, picture: Sequence[Setting] = ()) -> None:
@@ -91,6 +93,7 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
     add("POST", "/train/pause", "Save the running training and free the model until it is resumed", callables.pause)
     add("POST", "/train/resume", "Go on with the paused (or stopped, or failed) training; with a config: from that training's newest saved state",
         callables.resume, json_schema(), required=False)
+    add("POST", "/preprocess", "Write captions for a folder's pictures that have none", callables.preprocess, _PREPROCESS)
     add("POST", "/generate", "Generate pictures", callables.generate, _picture_schema(picture))
 
 
@@ -209,6 +212,13 @@ _ERROR = {
 _NAME_DESCRIBED = {
     "name": "name", "in": "path", "required": True, "schema": {"type": "string"},
     "description": "The network's name as in the list, with its folder where two have one name. To look at it, its alias or hash will do too.",
+}
+_PREPROCESS = {
+    "type": "object", "additionalProperties": False, "required": ["folder"],
+    "properties": {
+        "folder": {"type": "string", "description": "Folder of pictures, on the machine that this server runs on"},
+        "interrogator": {"type": "string", "enum": ["blip", "deepbooru"], "default": "blip", "description": "What looks at them: sentences, or tags"},
+    },
 }
 _REMARKS = {
     "type": "object", "additionalProperties": False,
