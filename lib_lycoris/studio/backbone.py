@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..prompt.request import split_prompt
+from .bpe import tokenize
 from .checkpoint import StudioModel
 from .conditioning import check_clip_skip, encode_captions
 from .generate import GenerateSettings, draw_pictures
@@ -60,6 +61,10 @@ class StudioBackbone:
         """Latents [B,4,h,w] drawn from the autoencoder's posterior, scaled, for pictures [B,3,H,W] in -1..1."""
         vae = self.model.vae
         return vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist.sample(generator) * self.model.latent_scale
+
+    def count_tokens(self, caption: str) -> int:
+        """How many tokens a caption has, without those that open and end a chunk."""
+        return len(tokenize(self.model.tokenizer, caption))
 
     def encode_captions(self, captions: list[str]) -> Tensor:
         """The text encoder's vectors [B,T,D]; brackets in captions are text."""

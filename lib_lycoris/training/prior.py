@@ -39,7 +39,12 @@ def missing_pictures(config: TrainConfig) -> int:
     """How many class pictures are to be made: none without a prompt to make them from."""
     if config.data.prior_prompt is None:
         return 0
-    return max(0, config.data.prior_pictures - sum(1 for _ in _pictures(prior_folder(config))))
+    return max(0, config.data.prior_pictures - count_pictures(prior_folder(config)))
+
+
+def count_pictures(folder: Path) -> int:
+    """How many pictures are in the folder and in those in it."""
+    return sum(1 for _ in _pictures(folder))
 
 
 def make_missing(
