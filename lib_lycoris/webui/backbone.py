@@ -165,7 +165,7 @@ class WebUIBackbone:
 
     def _raise_if_left(self) -> None:
         """Cheaply, as it is asked several times in a step."""
-        if self._identity is not None and (host.loaded_model() is not self._model or self._model.sd_checkpoint_info is not self._checkpoint):
+        if self._identity is not None and (host.loaded_model() is not self._model or self._model.sd_checkpoint_info != self._identity[0]):
             raise TrainingError(f"{self.left()}: resume the training from its last state")
 
     def _find_identity(self) -> tuple[Any, ...]:

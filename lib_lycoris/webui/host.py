@@ -47,6 +47,12 @@ def loaded_checkpoint() -> Any:
     return getattr(loaded_model(), "sd_checkpoint_info", None)
 
 
+def is_loaded(info: Any) -> bool:
+    """Whether the checkpoint with this description is loaded; the host makes new descriptions whenever it looks through its folders."""
+    loaded = loaded_checkpoint()
+    return loaded is not None and loaded.filename == info.filename
+
+
 def find_checkpoint(name: str | None) -> Any:
     """The host's description of the checkpoint with that name, title, hash or path; of the one that the next picture is made with for None.
 
@@ -72,7 +78,7 @@ def find_loaded(name: str | None) -> Any:
         ConfigError: none is, or another one than the name means.
     """
     loaded = loaded_checkpoint()
-    if loaded is None or (name is not None and find_checkpoint(name) != loaded):
+    if loaded is None or (name is not None and not is_loaded(find_checkpoint(name))):
         raise ConfigError(f"{shown(name or 'a checkpoint')} is not loaded: choose it in the WebUI and make a picture, then look again")
     return loaded
 
@@ -83,14 +89,13 @@ def load_checkpoint(info: Any) -> Any:
     Raises:
         CheckpointError: it can't be loaded.
     """
-    model = sd_models.model_data.get_sd_model()  # waits for a load in another thread
-    if model is None or model.sd_checkpoint_info != info:
+    sd_models.model_data.get_sd_model()  # waits for a load in another thread
+    if not is_loaded(info):
         with sd_models.SkipWritingToConfig():
             sd_models.reload_model_weights(info=info)
-        model = loaded_model()
-    if model is None or model.sd_checkpoint_info != info:
+    if not is_loaded(info):
         raise CheckpointError(f"the checkpoint {info.name_for_extra} could not be loaded: the console says why")
-    return model
+    return loaded_model()
 
 
 def find_vae(name: str | None) -> str | None:

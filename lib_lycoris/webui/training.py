@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from modules import call_queue, shared
+import torch
+from modules import call_queue, devices, shared
 
 from lib_lycoris.training.conditioning import autocast
 from lib_lycoris.training.config import TrainConfig
@@ -100,7 +101,8 @@ class Training:
     def _defaults(self) -> dict[str, dict[str, Any]]:
         """The folder in which networks are found at once, and the precision that the model is loaded in."""
         model = host.loaded_model()
-        precision = {"precision": "fp16"} if model is not None and host.half_precision(model) else {}
+        half = devices.dtype == torch.float16 if model is None else host.half_precision(model)
+        precision = {"precision": "fp16"} if half else {}
         return {"output": {"folder": str(host.network_folders()[0])}, "training": precision}
 
     def _config(self, values: Mapping[str, Any]) -> TrainConfig:
@@ -112,7 +114,7 @@ class Training:
                 if name not in given:
                     config = config.set(f"{section}.{name}", value)
         checkpoint = host.find_checkpoint(config.model.checkpoint)
-        if host.loaded_checkpoint() == checkpoint:
+        if host.is_loaded(checkpoint):
             backbone = WebUIBackbone(config, checkpoint)
             autocast(backbone.device, config.training.precision)
             check_settings(config, backbone)
