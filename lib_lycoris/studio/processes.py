@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,10 +48,17 @@ class LaunchedProcesses:
         return int(value)
 
 
-def launched_processes() -> Processes:
-    """The processes of an `accelerate launch` (or torchrun), or just this one where nobody launched several."""
+@contextmanager
+def launched_processes() -> Iterator[tuple[Processes, torch.device | None]]:
+    """The processes of an `accelerate launch` (or torchrun) and this one's device; just this one and None where nobody launched several.
+
+    They part in peace at the end; after an exception they are left to the launcher, as one that waits for the others would wait for ever.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return Alone()
+        yield Alone(), None
+        return
     from accelerate import PartialState
 
-    return LaunchedProcesses(PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")))
+    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"))
+    yield LaunchedProcesses(state), state.device
+    torch.distributed.destroy_process_group()

@@ -256,7 +256,8 @@ class TrainJob:
             for problem in result.problems:
                 self._change(log=self._log_with(f"Note: {problem}"))
             if result.path is None:
-                self._change(phase="stopped", doing="", seconds_left=None, log=self._log_with("Stopped before the first step: nothing was saved"))
+                kept = "before the first step, nothing was saved" if result.state is None or not result.steps else f"{result.state} is still there"
+                self._change(phase="stopped", doing="", seconds_left=None, log=self._log_with(f"Stopped: {kept}"))
                 return
             self._change(phase="stopped" if result.stopped else "done", doing="", seconds_left=None, path=str(result.path),
                          tag=f"<lyco:{result.path.stem}:1>", log=self._log_with(f"Saved {result.path} after {result.steps} steps"))

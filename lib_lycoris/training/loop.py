@@ -88,7 +88,6 @@ def train(
         while stretch.end == PAUSED and pause is not None and pause.wait():
             problems += stretch.problems
             stretch = _train(config, backbone, pictures, states, stretch.state, started_at, processes, watch)
-        processes.wait()  # for the first, which writes
 
     stopped = stretch.end in (STOPPED, PAUSED)
     problems += stretch.problems
@@ -132,7 +131,7 @@ def _train(
             about = About(dataset=pictures.learned, steps=0, planned=steps, started_at=started_at)
             run = Run(config, backbone, trainer, states, about, state, validation, watch)
             run.go()
-            path = run.export()
+            path = run.finish()
     return _Stretch(run.end, path, run.state, run.step, run.smoothed.value, [*materials.problems, *run.problems], tuple(run.validations))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from ..errors import TrainingError
 from .backbone import Backbone
@@ -21,6 +22,8 @@ from .validation import Validation
 from .watch import Watch
 
 _log = logging.getLogger(__name__)
+
+_Made = TypeVar("_Made")
 
 COMPLETE, STOPPED, PAUSED = "complete", "stopped", "paused"
 
@@ -70,14 +73,29 @@ class Run:
             if self.step == 0:
                 self._validate()
             self._take_step()
-        if self._failure is not None:
-            raise self._failure
-        self._save()
+        self._together(self._save)
 
-    def export(self) -> Path | None:
+    def finish(self) -> Path | None:
         """The network as it stands, saved by the first process; None in the others, and before the first step."""
-        if not self.step or self._processes.rank:
-            return None
+        return self._together(self._export) if self.step else None
+
+    def _together(self, work: Callable[[], _Made]) -> _Made | None:
+        """What the first process made; None in the others. Where it fails, all do.
+
+        Raises:
+            TrainingError: the first process could not do it, now or in an earlier step.
+        """
+        made = None
+        if not self._processes.rank and self._failure is None:
+            try:
+                made = work()
+            except TrainingError as error:
+                self._failure = error
+        if self._processes.any(self._failure is not None):
+            raise self._failure or TrainingError("another process could not save: its message says why")
+        return made
+
+    def _export(self) -> Path:
         self._watch.phase("saving")
         with self._trainer.used():
             judged = self.validations[-1][1] if self.validations else None
@@ -103,8 +121,7 @@ class Run:
         judged = self._validate() if due else None
         self._watch.step(self._report(loss, judged))
         if not self._processes.rank:
-            self._show()
-            self._save_if_due()
+            self._do_what_is_due()
 
     def _fail_at(self, error: NotFiniteError) -> NoReturn:
         self._save()  # The parameters are still those of the step before.
@@ -135,7 +152,7 @@ class Run:
         output = self._config.output
         network = self._is_due(output.network_every, output.network_epochs)
         if network and self.step < self._steps:
-            self.export()
+            self._export()
         if output.preview_prompts and (network or self._is_due(output.preview_every)):
             self._watch.phase("drawing previews")
             with self._trainer.used():
@@ -153,18 +170,21 @@ class Run:
         """Epochs that are full after so many steps."""
         return step * self._trainer.batch // self._trainer.samples
 
-    def _save_if_due(self) -> None:
-        """Saves a state where it is time; of several processes one that can't lets the others end with it."""
-        output = self._config.output
-        late = output.save_minutes and time.monotonic() - self._saved_at >= 60 * output.save_minutes
-        if not late and not (output.save_every and self.step % output.save_every == 0):
-            return
+    def _do_what_is_due(self) -> None:
+        """Networks, previews and a state, where it is time; of several processes one that can't lets the others end with it."""
         try:
-            self._save()
+            self._show()
+            if self._save_is_due():
+                self._save()
         except TrainingError as error:
             if self._processes.count == 1:
                 raise
             self._failure = error
+
+    def _save_is_due(self) -> bool:
+        output = self._config.output
+        late = bool(output.save_minutes) and time.monotonic() - self._saved_at >= 60 * output.save_minutes
+        return late or bool(output.save_every and self.step % output.save_every == 0)
 
     def _save(self) -> None:
         """Saves the state of this step, in memory and by the first process on disk."""

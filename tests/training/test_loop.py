@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -152,50 +149,6 @@ def test_resuming_goes_on_bit_for_bit(tmp_path, text_encoder):
     assert first + second == whole and resumed.steps == 12 and not resumed.stopped
     assert resumed.loss == result.loss
     assert_equal_files(resumed.path, result.path)
-
-
-_WORKER = """
-import sys, json
-sys.path[:0] = [{root!r}, {tests!r}]
-import torch
-torch.set_num_threads(1)
-from fake import FakeBackbone
-from lib_lycoris.training.config import TrainConfig
-from lib_lycoris.training.loop import train
-config = TrainConfig.from_dict(json.loads(sys.argv[1]))
-train(config, FakeBackbone(), on_step=lambda report: print(json.dumps([report.step, report.loss]), flush=True), resume=sys.argv[2] == "resume")
-"""
-
-
-def start_worker(config, resume):
-    root, tests = Path(__file__).parents[2], Path(__file__).parent
-    code = _WORKER.format(root=str(root), tests=str(tests))
-    arguments = [sys.executable, "-c", code, json.dumps(config.to_dict()), "resume" if resume else "new"]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_a_killed_training_goes_on_bit_for_bit(tmp_path):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        whole, result = losses_of(make_config(tmp_path / "whole", output__save_every=3, training__steps=16))
-    finally:
-        torch.set_num_threads(threads)
-    config = make_config(tmp_path / "killed", output__save_every=3, training__steps=16)
-    seen, resume = {}, False
-    for last in (8, None):
-        worker = start_worker(config, resume)
-        for line in worker.stdout:
-            step, loss = json.loads(line)
-            assert seen.setdefault(step, loss) == loss == whole[step - 1]
-            if step == last:
-                worker.send_signal(signal.SIGKILL)
-        worker.wait()
-        worker.stdout.close()
-        resume = True
-    assert sorted(seen) == list(range(1, 17)) and worker.returncode == 0
-    assert_equal_files(tmp_path / "killed/out/net.safetensors", result.path)
 
 
 def test_states_are_kept_in_a_rolling_set_without_leftovers(config):
