@@ -56,7 +56,7 @@ class Sizes:
 
     @cached_property
     def all(self) -> tuple[tuple[int, int], ...]:
-        """Every bucket: for each width the tallest whose area is not too large, and the same lying on its side."""
+        """Every bucket: for each width the tallest whose area is not too large, the same lying on its side, and the largest square."""
         if not self.buckets:
             return ((self.width, self.height),)
         area, found = self.width * self.height, set()
@@ -64,6 +64,9 @@ class Sizes:
             height = min(self.high, area // width) // self.step * self.step
             if height >= self.low:
                 found |= {(width, height), (height, width)}
+        square = min(self.high, math.isqrt(area)) // self.step * self.step
+        if square >= self.low:
+            found.add((square, square))
         return tuple(sorted(found))
 
     def frame(self, width: int, height: int) -> Frame:

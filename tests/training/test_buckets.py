@@ -17,10 +17,10 @@ def slow_sizes(resolution, step, low, high):
     """Every multiple of the step within the sides and the area to which nothing can be added in height, or lying."""
     fit = {(w, h) for w in range(step, high + 1, step) for h in range(step, high + 1, step) if min(w, h) >= low and w * h <= resolution**2}
     tall = {(w, max(h for v, h in fit if v == w)) for w, _ in fit}
-    return tall | {(h, w) for w, h in tall}
+    return tall | {(h, w) for w, h in tall} | {max((w, h) for w, h in fit if w == h)}
 
 
-@pytest.mark.parametrize(("resolution", "step"), [(512, 64), (768, 64), (512, 8), (64, 64), (320, 32)])
+@pytest.mark.parametrize(("resolution", "step"), [(512, 64), (768, 64), (512, 8), (64, 64), (320, 32), (504, 64)])
 def test_sizes_are_all_tallest_ones_within_the_area_and_the_sides(resolution, step):
     sizes = Sizes.from_settings(DataSettings(resolution=resolution, bucket_step=step))
     assert set(sizes.all) == slow_sizes(resolution, step, max(64, resolution // 2), resolution * 2)
