@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import TrainingError
 from ..training.processes import Alone, Processes, disagreement
+from .checkpoint import pick_device
 
 
 class LaunchedProcesses:
@@ -53,12 +55,20 @@ def launched_processes() -> Iterator[tuple[Processes, torch.device | None]]:
     """The processes of an `accelerate launch` (or torchrun) and this one's device; just this one and None where nobody launched several.
 
     They part in peace at the end; after an exception they are left to the launcher, as one that waits for the others would wait for ever.
+
+    Raises:
+        TrainingError: accelerate can't bring them together.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield Alone(), None
         return
     from accelerate import PartialState
 
-    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"))
+    # accelerate leaves processes alone that it finds without a GPU, unless it is told that they are to be on the CPU
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    state = PartialState(cpu=asked or pick_device().type in ("cpu", "mps"))
+    if state.num_processes != int(os.environ["WORLD_SIZE"]):
+        raise TrainingError(f"{os.environ['WORLD_SIZE']} processes were launched, accelerate brings {state.num_processes} together: "
+                            "look at its config (accelerate config), or launch one process")
     yield LaunchedProcesses(state), state.device
     torch.distributed.destroy_process_group()

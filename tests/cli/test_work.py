@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lib_lycoris.cli import main
+from lib_lycoris.files.safetensors import read_header
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,11 +87,12 @@ def test_ctrl_c_or_a_clusters_sigterm_ends_with_130_after_saving_and_resume_goes
 
 def test_two_processes_that_accelerate_launched_train_one_network(config_file, tmp_path):
     pytest.importorskip("accelerate")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-               "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "--main_process_port", "0"]
-    command += ["-m", "lib_lycoris", "train", str(config_file), "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False, timeout=300)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+               "--dynamo_backend", "no", "--main_process_port", "0", "-m", "lib_lycoris", "train", str(config_file), "--json"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, encoding="utf-8", check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = [line for line in map(json.loads, done.stdout.splitlines()) if "phase" not in line]
     assert [line.get("step") for line in lines] == [1, 2, 3, None]  # the second says nothing
     assert lines[-1]["done"]["path"] == str(tmp_path / "outputs" / "zorb.safetensors")
+    assert json.loads(read_header(lines[-1]["done"]["state"]).metadata["lyco_state"])["numbers"]["processes"] == 2
