@@ -80,7 +80,7 @@ def test_checkpointing_a_real_unet_gives_the_same_losses(tmp_path, model):
         losses = []
         train(config, backbone_of(model), on_step=lambda report, losses=losses: losses.append(report.loss))
         found.append(losses)
-    assert found[0] == found[1]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 def test_a_clip_skip_deeper_than_the_text_encoder_is_refused(model):

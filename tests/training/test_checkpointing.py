@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lib_lycoris.functional import kept
 from lib_lycoris.patching.session import attach
 from lib_lycoris.patching.targets import find_targets
 from lib_lycoris.training.checkpointing import checkpointed, find_blocks
@@ -15,9 +16,15 @@ from .test_loop import losses_of, make_config
 from .test_methods import METHODS
 
 
+@pytest.fixture
+def plainly(monkeypatch):
+    """Layers keep their inputs as they are, instead of how to make them anew, which rounds otherwise and is switched off in checkpointed blocks anyway."""
+    monkeypatch.setattr(kept, "_HOOKS", None)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", METHODS)
-def test_checkpointed_gradients_are_the_same_bit_for_bit(name, precision):
+def test_checkpointed_gradients_are_the_same_bit_for_bit(name, precision, plainly):
     changes = {**METHODS[name], "network.kind": name.partition(",")[0], "network.alpha": None, "training.precision": precision}
     found = []
     for on in (False, True):
@@ -28,7 +35,18 @@ def test_checkpointed_gradients_are_the_same_bit_for_bit(name, precision):
     assert any(value.abs().max() > 0 for value in found[1][1].values())
 
 
-def test_dropout_draws_the_same_in_the_second_run():
+@pytest.mark.parametrize("name", METHODS)
+def test_checkpointed_gradients_are_those_of_layers_that_make_their_inputs_anew(name):
+    found = []
+    for on in (False, True):
+        with rig(config_of(training__gradient_checkpointing=on, **{**METHODS[name], "network.kind": name.partition(",")[0], "network.alpha": None})) as trainer:
+            trainer.step(0)
+            found.append(gradients(trainer))
+    for part, gradient in found[0].items():
+        torch.testing.assert_close(found[1][part], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_dropout_draws_the_same_in_the_second_run(plainly):
     shares = {"network.dropout": 0.3, "network.rank_dropout": 0.3, "network.module_dropout": 0.3, "training.prior_weight": 0.5}
     found = []
     for on in (False, True):
@@ -39,10 +57,10 @@ def test_dropout_draws_the_same_in_the_second_run():
 
 def kept_bytes(on):
     """What the graph of one loss keeps, each memory once, beyond what is there anyway: blocks' inputs, which checkpoints hold, among it."""
-    kept = {}
+    found = {}
 
     def note(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     backbone = FakeBackbone()
@@ -62,7 +80,7 @@ def kept_bytes(on):
         loss.backward()
     for handle in inputs:
         handle.remove()
-    return sum(kept.values())
+    return sum(found.values())
 
 
 def test_much_less_is_kept_for_the_backward_pass():
@@ -142,7 +160,7 @@ def test_layers_merged_into_a_fused_attention_are_merged_again_in_the_second_run
     assert len(layers) == 8 and all(torch.equal(one, two) and one.abs().max() > 0 for one, two in zip(*found, strict=True))
 
 
-def test_a_whole_training_with_checkpointing_is_that_without(tmp_path):
+def test_a_whole_training_with_checkpointing_is_that_without(tmp_path, plainly):
     plain, _ = losses_of(make_config(tmp_path / "a"))
     found, _ = losses_of(make_config(tmp_path / "b", training__gradient_checkpointing=True))
     assert found == plain
