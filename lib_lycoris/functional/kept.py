@@ -20,7 +20,9 @@ def recipe(x: Tensor) -> Callable[[], Tensor] | None:
     made_by = x.grad_fn
     if made_by is None or _HOOKS is None or _HOOKS(True) is not None:
         return None
-    return _RECIPES.get(made_by.name(), _none)(made_by)
+    made, dtype = _RECIPES.get(made_by.name(), _none)(made_by), x.dtype
+    # under autocast a normalisation computes in float32 what it gives in half precision
+    return None if made is None else lambda: made().to(dtype)
 
 
 def _none(node: torch.autograd.graph.Node) -> None:
