@@ -95,7 +95,7 @@ def kept_bytes(blocks: list[nn.Module] | tuple[nn.Module, ...] = (), weights: It
     """Gives a function that says how many bytes the forward pass within keeps for its backward pass.
 
     Args:
-        blocks: that are checkpointed: of them their inputs are kept, and once, in the backward pass, the rest of the largest.
+        blocks: that are checkpointed: of them their inputs are kept, and once, in the backward pass, the rest of the largest, with as much of gradients.
         weights: addresses of memory that is there anyway.
     """
     places: Counter[int] = Counter()
@@ -118,7 +118,7 @@ def kept_bytes(blocks: list[nn.Module] | tuple[nn.Module, ...] = (), weights: It
     handles = [handle for block in blocks for handle in (block.register_forward_pre_hook(enter, with_kwargs=True), block.register_forward_hook(leave))]
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-            yield lambda: places[0] + max((count for place, count in places.items() if place), default=0)
+            yield lambda: places[0] + 2 * max((count for place, count in places.items() if place), default=0)
     finally:
         for handle in handles:
             handle.remove()

@@ -17,7 +17,7 @@ from lib_lycoris.training.methods import create_layer
 from lib_lycoris.training.preflight import check_training
 from lib_lycoris.training.selection import select_targets
 
-from .fake import FakeBackbone, make_pictures
+from .fake import FakeBackbone, Level, make_pictures
 
 
 def config_for(folder, out, **network):
@@ -114,6 +114,7 @@ def test_memory_of_a_step_is_estimated_as_one_of_full_size_needs_it(tmp_path, te
 
 def test_checkpointed_blocks_need_less_and_the_model_is_left_as_it_was(tmp_path):
     backbone = FakeBackbone()
+    backbone.unet.down_blocks = torch.nn.ModuleList(Level() for _ in range(6))
     before = [(name, value.clone(), value.requires_grad) for name, value in backbone.unet.named_parameters()]
     config = config_for(tmp_path, tmp_path, kind="lora")
     targets = select_targets(find_targets(backbone.unet, backbone.text_encoders), config.network)
