@@ -66,7 +66,7 @@ class Training:
         Raises:
             LycoError: there is nothing to resume; the config is bad.
         """
-        if values is None:
+        if not values:
             return self.job.resume().to_dict()
         return self.job.start(self._config(values), resume=True).to_dict()
 

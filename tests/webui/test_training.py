@@ -93,7 +93,8 @@ def test_networks_that_were_merged_into_the_weights_are_not_trained_upon(webui, 
     assert (webui.networks / "after.safetensors").read_bytes()[-4000:] == (webui.networks / "clean.safetensors").read_bytes()[-4000:]
 
 
-def test_a_pause_lets_pictures_through_and_the_end_is_the_same(webui, folder, unchanged):
+def test_a_pause_lets_pictures_through_and_the_end_is_the_same(webui, folder):
+    before, bits = webui.picture(PROMPT, checkpoint=webui.base), webui.model()["bits"]
     steps = {"steps": 40}
     finished(webui, config(folder, "whole", training=steps))
     webui.ask(ROUTE, config(folder, "paused", training=steps))
@@ -101,12 +102,13 @@ def test_a_pause_lets_pictures_through_and_the_end_is_the_same(webui, folder, un
     paused = wait(webui, "paused", "done")
     assert paused["phase"] == "paused" and paused["step"] < 40
     webui.picture(f"{PROMPT} <lyco:whole:1>", checkpoint=webui.own_config)
-    assert webui.picture(PROMPT, checkpoint=webui.base).pictures == unchanged.pictures
+    assert webui.picture(PROMPT, checkpoint=webui.base).pictures == before.pictures
     webui.picture(PROMPT, checkpoint=webui.own_config)  # it stays loaded when the training goes on
     webui.ask(f"{ROUTE}/resume", {})
     assert wait(webui, "done")["step"] == 40
     assert (webui.networks / "paused.safetensors").read_bytes()[-4000:] == (webui.networks / "whole.safetensors").read_bytes()[-4000:]
-    webui.picture(PROMPT, checkpoint=webui.base)
+    assert webui.picture(PROMPT, checkpoint=webui.base).pictures == before.pictures
+    assert webui.model()["bits"] == bits
 
 
 @pytest.mark.parametrize("how", ["stop", "interrupt"])
