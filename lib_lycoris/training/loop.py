@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -85,7 +86,7 @@ def train(
         for problem in problems if processes.rank == 0 else []:
             _log.warning("%s", problem)
         stretch = _train(config, backbone, pictures, states, state, started_at, processes, watch)
-        while stretch.end == PAUSED and pause is not None and pause.wait():
+        while stretch.end == PAUSED and pause is not None and _waited(pause):
             problems += stretch.problems
             stretch = _train(config, backbone, pictures, states, stretch.state, started_at, processes, watch)
 
@@ -133,6 +134,14 @@ def _train(
             run.go()
             path = run.finish()
     return _Stretch(run.end, path, run.state, run.step, run.smoothed.value, [*materials.problems, *run.problems], tuple(run.validations))
+
+
+def _waited(pause: Pause) -> bool:
+    """Whether to go on, after a pause in which others have the device's memory."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return pause.wait()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from lib_lycoris.training.job import TrainJob
 from lib_lycoris.training.loop import train
 from lib_lycoris.training.progress import StepReport
 from lib_lycoris.training.result import TrainResult
+from lib_lycoris.training.trainer import Trainer
 
 from .fake import FakeBackbone
 from .test_loop import assert_as_before, assert_equal_files, losses_of, make_config, photograph
@@ -226,6 +228,23 @@ def test_paused_it_frees_the_model_and_then_goes_on_bit_for_bit(tmp_path, kind):
     assert (state.phase, state.step) == ("done", 40)
     assert [losses[step] for step in range(1, 41)] == whole
     assert_equal_files(tmp_path / "paused/out/net.safetensors", expected.path)
+
+
+def test_nothing_of_a_paused_training_is_left_on_the_device(tmp_path, monkeypatch):
+    made = []
+
+    class Watched(Trainer):
+        def __init__(self, *rest, **named):
+            super().__init__(*rest, **named)
+            made.append([weakref.ref(self), *map(weakref.ref, self.parameters.values())])
+
+    monkeypatch.setattr("lib_lycoris.training.loop.Trainer", Watched)
+    job, _, _, _, config = start_a_real_one(tmp_path, "adalora", training__ema=0.9)
+    job.start(config)
+    pause_after(job, 3)
+    assert len(made[0]) > 10 and all(each() is None for each in made[0])
+    job.stop()
+    job.wait(20)
 
 
 def test_a_pause_needs_no_disk_to_go_on_from(tmp_path, monkeypatch):
