@@ -115,6 +115,9 @@ class Run:
             loss = self._trainer.step(self.step)
         except NotFiniteError as error:
             self._fail_at(error)
+        except TrainingError:  # the host took the model away: the parameters are still those of the step before
+            self._save()
+            raise
         self.step += 1
         self.smoothed.add(loss)
         due = self.step % self._config.validation.every == 0 or self.step == self._steps

@@ -106,10 +106,16 @@ class WebUIBackbone:
     ) -> Tensor:
         """The UNet's answer [B,4,h,w] in x_t's dtype, under whatever autocast the caller has opened."""
         self._need(UNET, TEXTS) if self._with_texts else self._need(UNET)
-        if not self.framed:
-            return self.unet(x_t, t, conditioning.to(x_t.dtype)).to(x_t.dtype)
-        vector = join_framings(self._model.conditioner, conditioning["pooled"], framings)
-        return self.unet(x_t, t, conditioning["crossattn"].to(x_t.dtype), y=vector.to(x_t.dtype)).to(x_t.dtype)
+        keywords = {}
+        if self.framed:
+            keywords["y"] = join_framings(self._model.conditioner, conditioning["pooled"], framings).to(x_t.dtype)
+            conditioning = conditioning["crossattn"]
+        try:
+            return self.unet(x_t, t, conditioning.to(x_t.dtype), **keywords).to(x_t.dtype)
+        except (RuntimeError, NotImplementedError) as error:
+            if self.left() is not None:  # in the middle of it: its weights are on another device now, or nowhere
+                raise TrainingError(f"{self.left()}: resume the training from its last state") from error
+            raise
 
     def preview(self, prompt: str, seed: int, **settings: Any) -> np.ndarray:
         """A picture uint8 [H,W,3] by the host's own sampler, with whatever is attached to the model now.

@@ -131,6 +131,10 @@ class StandIn:
             raise urllib.error.HTTPError(path, answer.status_code, answer.reason_phrase, {}, io.BytesIO(answer.content))
         return answer.json()
 
+    def take_model_away(self) -> None:
+        """Loads another checkpoint without asking whether the model is in use, as an extension may."""
+        self._models.reload_model_weights(self.own_config)
+
     def interrupt(self) -> None:
         """What the button Interrupt does."""
         self._shared.state.interrupt()

@@ -163,6 +163,54 @@ def test_a_second_training_is_refused_and_a_picture_waits_for_the_first(webui, f
     assert made == [unchanged.pictures]
 
 
+def test_a_model_that_is_taken_away_ends_the_training_with_its_state_saved(stand_in_webui, folder):
+    webui = stand_in_webui
+    before = webui.picture(PROMPT, checkpoint=webui.base)
+    webui.ask(ROUTE, config(folder, "lost", training={"steps": 100000}))
+    while webui.ask(ROUTE)["step"] < 1:
+        time.sleep(0.02)
+    webui.take_model_away()
+    while (state := webui.ask(ROUTE))["phase"] not in ("failed", "stopped"):
+        time.sleep(0.02)
+    assert f"in place of {webui.base}" in " ".join([state["error"] or "", *state["log"]]) and "unexpected" not in (state["error"] or "")
+    assert list((webui.networks / "lost-states").glob(f"step-{state['step']:08}-*"))
+    assert webui.picture(PROMPT, checkpoint=webui.base).pictures == before.pictures
+    assert webui.model()["hooks"] == {}
+
+
+@pytest.mark.webui
+def test_what_the_user_has_chosen_for_pictures_neither_disturbs_a_training_nor_is_disturbed(real_webui, folder):
+    webui = real_webui
+    webui.picture(PROMPT, checkpoint=webui.base)
+    finished(webui, config(folder, "plain"))
+    chosen = {"cross_attention_optimization": "sub-quadratic", "hypertile_enable_unet": True, "token_merging_ratio": 0.5, "tiling": True,
+              "CLIP_stop_at_last_layers": 2, "emphasis": "No norm", "unload_models_when_training": True, "sd_unet": "[probe] <b>plain</b>"}
+    usual = {"cross_attention_optimization": "Automatic", "hypertile_enable_unet": False, "token_merging_ratio": 0, "tiling": False,
+             "CLIP_stop_at_last_layers": 1, "emphasis": "Original", "unload_models_when_training": False, "sd_unet": "Automatic"}
+    try:
+        webui.set_options(**chosen)
+        before, model = webui.picture(PROMPT), webui.model()
+        finished(webui, config(folder, "chosen"))
+        assert webui.model() == model
+        assert webui.picture(PROMPT).pictures == before.pictures
+        settings = webui.ask("/sdapi/v1/options")
+        assert {name: settings[name] for name in chosen} == chosen
+    finally:
+        webui.set_options(**usual)
+    assert (webui.networks / "chosen.safetensors").read_bytes()[-4000:] == (webui.networks / "plain.safetensors").read_bytes()[-4000:]
+
+
+@pytest.mark.webui
+def test_with_medvram_the_same_network_comes_out_and_pictures_stay(real_webui, medvram_webui, folder):
+    finished(real_webui, config(folder, "usual"))
+    before = medvram_webui.picture(PROMPT)
+    output = {"preview_prompts": [PROMPT], "preview_every": 2}
+    state = finished(medvram_webui, config(folder, "usual", output=output))
+    assert state["phase"] == "done" and not [line for line in state["log"] if "preview" in line]
+    assert medvram_webui.picture(PROMPT).pictures == before.pictures
+    assert (medvram_webui.networks / "usual.safetensors").read_bytes()[-4000:] == (real_webui.networks / "usual.safetensors").read_bytes()[-4000:]
+
+
 def test_previews_are_the_hosts_own_pictures_with_the_network_on(webui, folder, unchanged):
     output = {"preview_prompts": [PROMPT], "preview_every": STEPS, "preview_seed": 1}
     state = finished(webui, config(folder, "seen", output=output))
