@@ -34,6 +34,8 @@ class StudioModel:
         latent_scale: what latents are multiplied by after encoding.
         betas: first and last beta of the noise schedule.
         side: pixels of the square pictures it was made for.
+        base_model: "sd_v1" or "sd_v2", kohya's word for the architecture. Files are read of SD 1 only; modules of SD 2 can be put together by hand.
+        filling: the token that fills up a chunk of a prompt: None for the end token, as in SD 1; 0 in SD 2.
     """
 
     unet: nn.Module
@@ -45,6 +47,8 @@ class StudioModel:
     latent_scale: float = LATENT_SCALE
     betas: tuple[float, float] = (0.00085, 0.012)
     side: int = 512
+    base_model: str = "sd_v1"
+    filling: int | None = None
     _sha256: str | None = field(default=None, repr=False)
 
     @property
