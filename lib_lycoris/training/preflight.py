@@ -193,8 +193,9 @@ def _doubts_of_buckets(config: TrainConfig, framed: tuple[Framed, ...]) -> list[
     doubts = []
     cut = [one for one in framed if one.cropped > _MUCH]
     if cut:
-        doubts.append(f"{len(cut)} picture{'s lose' if len(cut) > 1 else ' loses'} more than {_MUCH:.0%} to cropping, the most {cut[0].path}: "
-                      + ("data.buckets = true keeps their shapes." if not config.data.buckets else "a smaller data.bucket_step or a longer data.bucket_max gives more shapes, or cut them by hand."))
+        advice = "a smaller data.bucket_step or a longer data.bucket_max gives more shapes" if config.data.buckets else "data.buckets = true keeps their shapes"
+        count = f"{len(cut)} picture{'s lose' if len(cut) > 1 else ' loses'}"
+        doubts.append(f"{count} more than {_MUCH:.0%} to cropping, the most {cut[0].path}: {advice}, or cut them by hand.")
     enlarged = [one for one in framed if one.scale > _BLURRED]
     if enlarged:
         doubts.append(f"{len(enlarged)} picture{'s are' if len(enlarged) > 1 else ' is'} scaled up more than {_BLURRED:g} times, as {enlarged[0].path}: "
