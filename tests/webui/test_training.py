@@ -229,9 +229,27 @@ def test_the_training_tab_is_on_the_page(real_webui):
     assert all(f'"lycoris_{name}"' in page for name in ("start", "stop", "pause", "check", "progress"))
 
 
-def test_an_interrogator_that_the_host_lacks_is_told_in_one_line(webui, folder, tmp_path):
-    assert refused(webui, "/lycoris/v1/preprocess", {"folder": str(folder), "interrogator": "crystal ball"})[0] == 400
-    assert refused(webui, "/lycoris/v1/preprocess", {"folder": str(tmp_path), "what": 1})[0] == 400
+def test_a_bad_request_for_captions_is_told_in_one_line(webui, folder, tmp_path):
+    for values in ({"folder": str(folder), "interrogator": "crystal ball"}, {"folder": str(tmp_path), "what": 1}, {"interrogator": "deepbooru"}):
+        status, error = refused(webui, "/lycoris/v1/preprocess", values)
+        assert status == 400 and "\n" not in error
+
+
+def test_the_hosts_interrogator_writes_captions_where_none_are(stand_in_webui, tmp_path):
+    for name, colour in (("red", (200, 0, 7)), ("blue", (0, 0, 250)), ("grey", (9, 9, 9)), ("known", (1, 2, 3))):
+        Image.new("RGB", (16, 16), colour).save(tmp_path / f"{name}.png")
+    (tmp_path / "known.txt").write_text("mine")
+    answer = stand_in_webui.ask("/lycoris/v1/preprocess", {"folder": str(tmp_path), "interrogator": "deepbooru"})
+    assert sorted(answer["written"]) == [str(tmp_path / "blue.txt"), str(tmp_path / "red.txt")]
+    assert len(answer["problems"]) == 1 and "no colour" in answer["problems"][0]
+    assert (tmp_path / "red.txt").read_text().strip() == "red 200, blue 7" and (tmp_path / "known.txt").read_text() == "mine"
+
+
+@pytest.mark.webui
+@pytest.mark.parametrize("interrogator", ["blip", "deepbooru"])
+def test_an_interrogator_that_cannot_be_downloaded_is_told_in_one_line(real_webui, folder, interrogator):
+    status, error = refused(real_webui, "/lycoris/v1/preprocess", {"folder": str(folder), "interrogator": interrogator})
+    assert status == 400 and interrogator in error and "\n" not in error
 
 
 # ---------------------------------------------------------------- the real WebUI's other architectures
