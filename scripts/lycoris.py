@@ -18,26 +18,46 @@ def _start():
     """Registers the callbacks."""
     from lib_lycoris.webui.extension import Extension
     from lib_lycoris.webui.pages import Pages
+    from lib_lycoris.webui.training import Training
 
     extension, drawing = Extension(), _Drawing()
+    training = Training(extension.applier)
     pages = Pages(extension.applier, lambda kind, **arguments: drawing.setting(kind, **arguments), drawing)
     script_callbacks.on_before_ui(extension.before_ui)
     script_callbacks.on_before_ui(pages.before_ui)
+    script_callbacks.on_ui_tabs(lambda: [(_draw_training(training), "Train LyCORIS", "lycoris_train")])
     script_callbacks.on_infotext_pasted(pages.paste)
     script_callbacks.on_model_loaded(extension.model_loaded)
     script_callbacks.on_cfg_denoiser(extension.before_step)
+    script_callbacks.on_script_unloaded(training.end)
     script_callbacks.on_script_unloaded(extension.unload)
-    script_callbacks.on_app_started(lambda demo, app: _add_routes(app, extension, pages.shelf))
+    script_callbacks.on_app_started(lambda demo, app: _add_routes(app, extension, pages.shelf, training))
 
 
-def _add_routes(app, extension, shelf):
+def _draw_training(training):
+    """The tab's blocks. The page is kept up to date by javascript/lycoris_train.js, as the host may run without gradio's queue."""
+    import gradio as gr
+
+    from lib_lycoris.ui.train import TrainPage, draw_train
+
+    page = TrainPage(start=training.start, stop=training.stop, state=training.state, check=training.check, pause=training.pause, resume=training.resume,
+                     defaults=training.defaults(), polls=False)
+    with gr.Blocks(analytics_enabled=False) as blocks:
+        draw_train(blocks, page)
+    return blocks
+
+
+def _add_routes(app, extension, shelf, training):
     """Adds `/lycoris/v1/…` where the host's own API is on, behind the same credentials."""
     if not extension.serves_api:
         return
     from lib_lycoris.api.routes import Callables, add_routes, passwords
 
     credentials = extension.api_credentials
-    callables = Callables(networks=shelf.rows, network=shelf.look_into, remark=shelf.remark, delete=shelf.delete)
+    callables = Callables(
+        networks=shelf.rows, network=shelf.look_into, remark=shelf.remark, delete=shelf.delete, train=training.start, state=training.state,
+        stop=training.stop, pause=training.pause, resume=training.resume, preprocess=training.preprocess,
+    )
     add_routes(app, callables, authorise=passwords(credentials) if credentials else None)
 
 

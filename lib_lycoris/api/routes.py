@@ -39,7 +39,11 @@ class Callables:
         train: takes a training config as nested mappings, starts it, gives the state.
         state: gives the state of the training that runs or ran last.
         stop: asks the running training to save and end, gives the state.
+        pause: asks the running training to save and free the model until it is resumed, gives the state.
+        resume: goes on with the training that is paused (or was stopped, or failed), or takes a config and goes on from its newest saved state;
+            gives the state.
         generate: takes settings of a picture, gives a mapping with pictures.
+        preprocess: takes a folder and an interrogator's name, writes captions for the pictures without one, gives which.
     """
 
     networks: Callable[[], Sequence[Mapping[str, Any]]]
@@ -50,6 +54,9 @@ class Callables:
     network: Callable[[str], Mapping[str, Any]] | None = None
     remark: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
     delete: Callable[[str], Mapping[str, Any]] | None = None
+    pause: Callable[[], Mapping[str, Any]] | None = None
+    resume: Callable[[Mapping[str, Any] | None], Mapping[str, Any]] | None = None
+    preprocess: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
 
 def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str], bool] | None = None, picture: Sequence[Setting] = ()) -> None:
@@ -62,17 +69,17 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
         picture: the record of a picture's settings, for the description of `generate`.
     """
 
-    def add(method: str, path: str, summary: str, work: Callable[..., Any] | None, body: Mapping[str, Any] | None = None) -> None:
+    def add(method: str, path: str, summary: str, work: Callable[..., Any] | None, body: Mapping[str, Any] | None = None, required: bool = True) -> None:
         if work is None:
             return
         described: dict[str, Any] = {"responses": {"4XX": _ERROR}}
         if body is not None:
-            described["requestBody"] = {"required": True, "content": {"application/json": {"schema": dict(body)}}}
+            described["requestBody"] = {"required": required, "content": {"application/json": {"schema": dict(body)}}}
         named = NAME in path
         if named:
             described["parameters"] = [_NAME_DESCRIBED]
         app.add_api_route(
-            PREFIX + path, _endpoint(work, named, body is not None, authorise), methods=[method], summary=summary, tags=["lycoris"],
+            PREFIX + path, _endpoint(work, named, body is not None, required, authorise), methods=[method], summary=summary, tags=["lycoris"],
             openapi_extra=described, response_class=JSONResponse, name=f"lycoris {method.lower()} {path.strip('/').replace(NAME, 'NAME')}",
         )
 
@@ -83,6 +90,10 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
     add("POST", "/train", "Start a training; the body is a training config", callables.train, json_schema())
     add("GET", "/train", "The training that runs or ran last", callables.state)
     add("POST", "/train/stop", "Save and end the running training", callables.stop)
+    add("POST", "/train/pause", "Save the running training and free the model until it is resumed", callables.pause)
+    add("POST", "/train/resume", "Go on with the paused (or stopped, or failed) training; with a config: from that training's newest saved state",
+        callables.resume, json_schema(), required=False)
+    add("POST", "/preprocess", "Write captions for a folder's pictures that have none", callables.preprocess, _PREPROCESS)
     add("POST", "/generate", "Generate pictures", callables.generate, _picture_schema(picture))
 
 
@@ -113,13 +124,15 @@ class BodyError(LycoError, ValueError):
     """A request's body that can't be read."""
 
 
-def _endpoint(work: Callable[..., Any], takes_name: bool, takes_body: bool, authorise: Callable[[str, str], bool] | None) -> Callable[..., Any]:
+def _endpoint(
+    work: Callable[..., Any], takes_name: bool, takes_body: bool, needs_body: bool, authorise: Callable[[str, str], bool] | None
+) -> Callable[..., Any]:
     async def answer(request: Request) -> JSONResponse:
         try:
             _refuse_foreign_origin(request)
             arguments = [request.path_params["name"]] if takes_name else []
             if takes_body:
-                arguments.append(await _read_body(request))
+                arguments.append(await _read_body(request, needs_body))
             return JSONResponse(dict(await run_in_threadpool(work, *arguments)))
         except LycoError as error:
             return _error_response(error)
@@ -160,8 +173,8 @@ def _is_of(origin: str, host: str) -> bool:
         return False
 
 
-async def _read_body(request: Request) -> Mapping[str, Any]:
-    """The posted JSON object.
+async def _read_body(request: Request, needed: bool) -> Mapping[str, Any] | None:
+    """The posted JSON object; None for an empty body, where it may be left out.
 
     Raises:
         BodyError: too large, no JSON, or no object.
@@ -171,6 +184,8 @@ async def _read_body(request: Request) -> Mapping[str, Any]:
         text += piece
         if len(text) > LARGEST_BODY:
             raise BodyError(f"the request's body is larger than {LARGEST_BODY} bytes: post the settings alone")
+    if not needed and not text.strip():
+        return None
     try:
         body = json.loads(text)
     except ValueError as error:
@@ -197,6 +212,13 @@ _ERROR = {
 _NAME_DESCRIBED = {
     "name": "name", "in": "path", "required": True, "schema": {"type": "string"},
     "description": "The network's name as in the list, with its folder where two have one name. To look at it, its alias or hash will do too.",
+}
+_PREPROCESS = {
+    "type": "object", "additionalProperties": False, "required": ["folder"],
+    "properties": {
+        "folder": {"type": "string", "description": "Folder of pictures, on the machine that this server runs on"},
+        "interrogator": {"type": "string", "enum": ["blip", "deepbooru"], "default": "blip", "description": "What looks at them: sentences, or tags"},
+    },
 }
 _REMARKS = {
     "type": "object", "additionalProperties": False,

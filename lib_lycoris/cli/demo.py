@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
     from ..studio.demo import run_demo
     from .progress import training_bar
 
-    with training_bar() as on_step:
-        run_demo(arguments.checkpoint, arguments.images, arguments.steps, arguments.out, say=_say, on_step=on_step)
+    with training_bar() as shown:
+        run_demo(arguments.checkpoint, arguments.images, arguments.steps, arguments.out, say=_say, on_step=shown.on_step)
 
 
 def _say(line: str) -> None:

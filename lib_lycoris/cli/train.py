@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Callable
+import logging
+from contextlib import nullcontext
 from typing import Any
 
 from ..errors import ConfigError
 from .interrupt import InterruptedWork
+from .progress import finite
 
 NAME = "train"
 SUMMARY = "train a network from a config file"
 DESCRIPTION = """\
 Trains the network that a TOML file describes, and saves it to output.folder (outputs, where studio and generate look for it).
-Ctrl-C ends the step, saves network and state; --resume goes on from there."""
+Ctrl-C ends the step, saves network and state; --resume goes on from there, also after a crash, from the newest saved state.
+`accelerate launch -m lib_lycoris train CONFIG.toml` trains on several GPUs or machines: docs/cluster.md."""
 EXAMPLES = """\
 examples:
   python -m lib_lycoris train cat.toml
   python -m lib_lycoris train cat.toml --check
   python -m lib_lycoris train cat.toml --set training.steps=500 --set network.rank=8
   python -m lib_lycoris train cat.toml --resume --json
+  accelerate launch --num_processes 4 -m lib_lycoris train cat.toml
 
 a small cat.toml:
   [data]
@@ -32,6 +35,9 @@ a small cat.toml:
   name = "my-cat"               # used in a prompt as <lyco:my-cat:1>
 """
 
+_GRACE = 3.0
+"""Seconds within which Ctrl-C reaches each of several processes twice, from the terminal and from their launcher."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
@@ -39,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", metavar="section.key=value", action="append", default=[], help="change one setting; may be given again")
     parser.add_argument("--check", action="store_true", help="say what would happen, train nothing")
     parser.add_argument("--resume", action="store_true", help="go on from the newest saved state of this name")
-    parser.add_argument("--json", action="store_true", help='one JSON object a line on stdout (step, loss, lr, seconds), the last {"done": …}')
+    parser.add_argument("--json", action="store_true", help='one JSON object a line on stdout: for each step (step, loss, lr, seconds, validation '
+                        'where one was made), for preparations that take long (phase, done, total), the last {"done": …}')
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -51,16 +58,23 @@ def run(arguments: argparse.Namespace) -> None:
     """
     config = read_config(arguments.config, arguments.set)
 
+    if arguments.check:
+        _check(config, arguments.json)
+        return
+    from ..studio.processes import launched_processes
+
+    with launched_processes() as (processes, device):
+        result = _train(config, arguments, processes, device)
+    _tell_end(result, arguments.json, processes.rank)
+
+
+def _check(config: Any, as_json: bool) -> None:
     from ..studio.checkpoint import load_checkpoint
     from ..training.preflight import check_training
 
     model = load_checkpoint(config.model.checkpoint)
-    backbone = make_backbone(model, config)
-    if arguments.check:
-        found = check_training(config, backbone, model.side)
-        _print(json.dumps({"check": vars(found)}) if arguments.json else "\n".join(found.lines()))
-        return
-    _train(config, backbone, arguments.resume, arguments.json)
+    found = check_training(config, make_backbone(model, config), model.side, measure=True)
+    _print(json.dumps({"check": found.to_dict()}) if as_json else "\n".join(found.lines()))
 
 
 def read_config(path: str, changes: list[str]) -> Any:
@@ -83,39 +97,48 @@ def read_config(path: str, changes: list[str]) -> Any:
 def make_backbone(model: Any, config: Any) -> Any:
     """The studio's model as a training with that config sees it."""
     from ..studio.backbone import StudioBackbone
+    from ..studio.checkpoint import with_vae
 
+    if config.model.vae is not None:
+        model = with_vae(model, config.model.vae)
     return StudioBackbone(model, config.model.clip_skip, {"auto": None, "true": "v", "false": "eps"}[config.model.v_prediction])
 
 
-def _train(config: Any, backbone: Any, resume: bool, as_json: bool) -> None:
+def _train(config: Any, arguments: argparse.Namespace, processes: Any, device: Any) -> Any:
+    """The result of the training, in which the first of several processes alone shows anything."""
+    from ..studio.checkpoint import load_checkpoint
     from ..training.loop import train
     from ..training.stop import stop_on_interrupt
-    from .progress import training_bar
+    from .progress import json_lines, no_lines, training_bar
 
-    with training_bar() as bar, stop_on_interrupt() as should_stop:
-        result = train(config, backbone, _json_lines() if as_json else bar, should_stop, resume)
+    if processes.rank:
+        logging.disable(logging.WARNING)
+    backbone = make_backbone(load_checkpoint(config.model.checkpoint, device=device), config)
+    quiet = no_lines() if processes.rank else json_lines(_print) if arguments.json else None
+    with training_bar() if quiet is None else nullcontext(quiet) as shown, stop_on_interrupt(_GRACE if processes.count > 1 else 0) as should_stop:
+        return train(config, backbone, shown.on_step, should_stop, arguments.resume, processes, shown.on_phase)
+
+
+def _tell_end(result: Any, as_json: bool, rank: int) -> None:
+    """What came of it, by the first process.
+
+    Raises:
+        InterruptedWork: it was stopped.
+    """
+    if rank:
+        if result.stopped:
+            raise InterruptedWork(f"interrupted: process {rank} ended with the others")
+        return
     path = None if result.path is None else str(result.path)
+    state = None if result.state is None else str(result.state)
     if as_json:
-        state = None if result.state is None else str(result.state)
-        _print(json.dumps({"done": {"path": path, "steps": result.steps, "loss": _finite(result.loss), "seconds": round(result.seconds, 3),
-                                    "stopped": result.stopped, "state": state}}))
+        _print(json.dumps({"done": {"path": path, "steps": result.steps, "loss": finite(result.loss), "seconds": round(result.seconds, 3),
+                                    "stopped": result.stopped, "state": state, "validation": result.validation}}))
     if result.stopped:
-        saved = f"saved {path} after {result.steps} steps; go on with --resume" if path else "before the first step: nothing was saved"
-        raise InterruptedWork(f"interrupted: {saved}")
+        saved = f"saved {path} after {result.steps} steps; go on with --resume" if path else "before its first step: nothing was saved"
+        raise InterruptedWork(f"interrupted: {saved}" if path or not result.steps else f"interrupted: {state} is still there; go on with --resume")
     if not as_json:
         _print(f"saved {path}: {result.steps} steps in {result.seconds:.0f} s; use it with <lyco:{result.path.stem}:1> in a prompt")
-
-
-def _json_lines() -> Callable[[Any], None]:
-    def on_step(report: Any) -> None:
-        _print(json.dumps({"step": report.step, "steps": report.steps, "loss": _finite(report.loss), "lr": report.learning_rate,
-                           "seconds": round(report.seconds, 3)}))
-
-    return on_step
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _print(text: str) -> None:

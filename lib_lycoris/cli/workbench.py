@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import BusyError, ConfigError, LycoError
 from ..training.config import TrainConfig
-from ..training.job import TrainJob
+from ..training.job import Leads, TrainJob
+from ..training.result import TrainResult
 
 OUTPUTS = Path("outputs")
 _CACHE_BYTES = 1 << 30
@@ -173,12 +174,13 @@ class Workbench:
         """Returns once the model is ours alone."""
         while not self._lock.acquire(timeout=0.5 if wait else 0):
             state = self.job.state()
-            words = f"training {state.name!r} is under way (step {state.step} of {state.steps})" if state.busy else "other pictures are being generated"
+            training = state.busy and state.phase != "paused"
+            words = f"training {state.name!r} is under way (step {state.step} of {state.steps})" if training else "other pictures are being generated"
             if not wait:
-                raise BusyError(f"{words}: wait for its end, or stop it")
+                raise BusyError(f"{words}: wait for its end, or {'pause or ' if training else ''}stop it")
             if self._stop_generating.is_set():
                 raise BusyError(f"no picture was made: {words}")
-            tell(0, f"Waiting: {words}. Stop it in the Train tab to go first.")
+            tell(0, f"Waiting: {words}." + (" Pause or stop it in the Train tab to go first." if training else ""))
 
     def _write(self, pictures: list[Any]) -> list[dict[str, Any]]:
         from ..studio.picture import write_png
@@ -216,6 +218,21 @@ class Workbench:
         """Asks the training to save and end; gives its state."""
         return self.job.stop().to_dict()
 
+    def pause(self) -> dict[str, Any]:
+        """Asks the training to save and to leave the model to pictures until it is resumed; gives its state."""
+        return self.job.pause().to_dict()
+
+    def resume(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Goes on with a training; gives its state.
+
+        Args:
+            values: a config, to go on from its newest saved state; None: the training that is paused, or was stopped or failed last.
+
+        Raises:
+            LycoError: a bad config, no model, another training is under way, or there is nothing to resume.
+        """
+        return (self.job.start(self._config(values), resume=True) if values else self.job.resume()).to_dict()
+
     def _config(self, values: Mapping[str, Any]) -> TrainConfig:
         config = TrainConfig.from_dict(values)
         wanted = config.model.checkpoint
@@ -229,10 +246,9 @@ class Workbench:
 
         return make_backbone(self.model(), config)
 
-    def _train(self, config: TrainConfig, on_step: Callable[[Any], None], should_stop: Callable[[], bool], say: Callable[[str], None]) -> Any:
+    def _train(self, config: TrainConfig, leads: Leads) -> TrainResult:
         from ..training.loop import train
 
-        say("Reading pictures and captions")
         backbone = self._backbone(config)
         self._look_into(Path(config.output.folder))
-        return train(config, backbone, on_step, should_stop)
+        return train(config, backbone, **leads.for_train())

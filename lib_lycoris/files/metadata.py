@@ -37,6 +37,7 @@ HELD = {
     "ss_mixed_precision": "precision of the arithmetic",
     "ss_seed": "seed",
     "ss_clip_skip": "text-encoder layers left out",
+    "ss_validation_loss": "loss on pictures that were not trained on, at the end",
     "ss_training_started_at": "start, in seconds since 1970",
     "ss_training_finished_at": "end, in seconds since 1970",
     "ss_tag_frequency": "how often each caption word group was seen, as JSON",
@@ -91,6 +92,7 @@ class TrainingFacts:
     precision: str | None = None
     seed: int | None = None
     clip_skip: int | None = None
+    validation_loss: float | None = None
     started: float | None = None
     finished: float | None = None
     trigger_words: Sequence[str] = ()
@@ -165,6 +167,7 @@ def _kohya_values(facts: TrainingFacts) -> dict[str, object]:
         "ss_mixed_precision": facts.precision,
         "ss_seed": facts.seed,
         "ss_clip_skip": facts.clip_skip,
+        "ss_validation_loss": facts.validation_loss,
         "ss_training_started_at": facts.started,
         "ss_training_finished_at": facts.finished,
         # kohya's tools expect the counts per dataset folder; the folder's name stays out

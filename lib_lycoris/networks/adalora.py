@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lib_lycoris.errors import NetworkFileError, shown
+from lib_lycoris.functional.added import add_product
 from lib_lycoris.functional.low_rank import conv_output, linear_output, low_rank_delta
 from lib_lycoris.networks import parts
 from lib_lycoris.networks.hints import Hints
@@ -94,6 +95,16 @@ class AdaLoRALayer(nn.Module, Layer):
         kernel = module.kernel_size
         up = p.reshape(*p.shape, *(1 for _ in kernel))
         return conv_output(x, q.reshape(self.rank, -1, *kernel), up, module.stride, padding, module.dilation, module.groups, values)
+
+    def add_output(self, output: Tensor, x: Tensor, module: nn.Module, strength: float = 1.0, weight: Tensor | None = None) -> Tensor:
+        geometry = parts.geometry_of(module)
+        if self.rank == 0 or geometry is parts.OTHER:
+            return super().add_output(output, x, module, strength, weight)
+        values, q = self.lora_E.flatten(), self.lora_A
+        if geometry is not None:
+            x, padding = parts.pad(x, module)
+            q, geometry = q.reshape(self.rank, -1, *module.kernel_size), parts.padded(geometry, padding)
+        return add_product(output, x, q, self.lora_B, strength * self.scale, values, geometry)
 
     def fits(self, shape: Sequence[int]) -> bool:
         return len(shape) > 1 and (shape[0], math.prod(shape[1:])) == self._size()

@@ -94,6 +94,9 @@ class DecomposedLayer(nn.Module, Layer):
             return parts.output_with(x, module, base, None) * gain.to(x) + beside * (gain + 1).to(beside)
         return parts.output_with(x * gain.to(x), module, base, None) + self.inner.delta_output(x * (gain + 1).to(x), module, weight, bias)
 
+    def belongs_in_weight(self, places: int | None = None) -> bool:
+        return True
+
     def fits(self, shape: Sequence[int]) -> bool:
         return self.inner.fits(shape) and self._axis(shape) is not None
 

@@ -45,6 +45,9 @@ class FullLayer(nn.Module, Layer):
     def delta_bias(self, bias: Tensor | None) -> Tensor | None:
         return None if self.diff_b is None else self.diff_b.float() if bias is None else self.diff_b.to(bias.device).float()
 
+    def belongs_in_weight(self, places: int | None = None) -> bool:
+        return True
+
     def add_to(self, total: Tensor, base: Tensor, strength: float) -> None:
         parts.check_fits(self, total.shape, self._size())
         if self.diff is not None:

@@ -70,6 +70,9 @@ class IA3Layer(nn.Module, Layer):
         own = None if self.ia3_l is None else parts.bias_of(module, bias, x)
         return parts.output_with(x, module, base, own) * offset.reshape(-1, *places)
 
+    def belongs_in_weight(self, places: int | None = None) -> bool:
+        return True
+
     def fits(self, shape: Sequence[int]) -> bool:
         return len(shape) > 1 and self._axis(shape) is not None
 

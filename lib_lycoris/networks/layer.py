@@ -56,6 +56,18 @@ class Layer(Protocol):
             own = self.delta_bias(bias_of(module, bias, x))
         return output_with(x, module, delta, own)
 
+    def add_output(self, output: Tensor, x: Tensor, module: nn.Module, strength: float = 1.0, weight: Tensor | None = None) -> Tensor:
+        """The module's `output` for `x` with strength times delta_output added, as a new tensor of output's dtype; the way that training takes."""
+        return output + strength * self.delta_output(x, module, weight).to(output.dtype)
+
+    def belongs_in_weight(self, places: int | None = None) -> bool:
+        """Whether training takes less time with one product with W + ΔW, which is made anew for the backward pass, than with ΔW's own product beside.
+
+        Args:
+            places: how many rows the product has: tokens or pixels times the batch; None: whether it is so for any number of them.
+        """
+        return False
+
     def add_to(self, total: Tensor, base: Tensor, strength: float) -> None:
         """Adds strength · ΔW for the base weight `base` [O,…] to `total`, float32 or float64 of the same shape and on the same device, in place."""
         total.add_(self.delta(base).to(total), alpha=strength)

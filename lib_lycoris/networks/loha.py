@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lib_lycoris.functional.added import add_made_product
 from lib_lycoris.functional.hadamard import hadamard_delta, khatri_rao_factors
 from lib_lycoris.functional.low_rank import conv_output, fold_core, linear_output
 from lib_lycoris.networks import parts
@@ -19,6 +20,7 @@ MARKS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2
 # Measured on one core: up to this many ranks one product of them takes less time than two small products and their entries' (R = 4: 0.5 against 0.8 ms for
 # 1280 × 1280; R = 8: 2.1 against 0.9 ms).
 _CHEAP = 16
+_PASSES = 100  # what the passes over the entries of a tensor cost, in multiplications for each of them
 
 
 class LohaLayer(nn.Module, Layer):
@@ -97,6 +99,29 @@ class LohaLayer(nn.Module, Layer):
         kernel = module.kernel_size
         down, up = down.reshape(self._ranks, -1, *kernel), up.reshape(rows, self._ranks, *(1 for _ in kernel))
         return conv_output(x, down, up, module.stride, padding, module.dilation, module.groups)
+
+    def add_output(self, output: Tensor, x: Tensor, module: nn.Module, strength: float = 1.0, weight: Tensor | None = None) -> Tensor:
+        geometry = parts.geometry_of(module)
+        rows, columns = self._size()
+        if geometry is parts.OTHER or self._ranks * (rows + columns) >= rows * columns:
+            return super().add_output(output, x, module, strength, weight)
+        parameters = [value for value in self.parameters() if value.requires_grad]
+        if geometry is None:
+            return add_made_product(output, x, self.product, parameters, strength)
+        x, padding = parts.pad(x, module)
+        shape = (self._ranks, -1, *module.kernel_size)
+
+        def make() -> tuple[Tensor, Tensor]:
+            up, down = self.product()
+            return up, down.reshape(shape)
+
+        return add_made_product(output, x, make, parameters, strength, parts.padded(geometry, padding))
+
+    def belongs_in_weight(self, places: int | None = None) -> bool:
+        rows, columns = self._size()
+        size, sides, ranks = rows * columns, rows + columns, self._ranks
+        # products of the weight's gradient and of both halves, forth and back, against one of R² ranks with all its gradients; entries count about ten
+        return places is None or size * (2 * places + 16 * self.rank + _PASSES) < sides * ranks * (6 * places + _PASSES)
 
     def add_to(self, total: Tensor, base: Tensor, strength: float) -> None:
         parts.check_fits(self, total.shape, self._size())

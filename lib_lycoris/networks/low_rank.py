@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from lib_lycoris.functional.added import add_product
 from lib_lycoris.functional.low_rank import conv_output, fold_core, linear_output, low_rank_delta, tucker_delta, tucker_output
 from lib_lycoris.networks import parts
 from lib_lycoris.networks.hints import Hints
@@ -38,7 +39,9 @@ class LowRankLayer(nn.Module, Layer):
         self._rows_columns = up.shape[0], math.prod(down.shape[1:]) * (1 if mid is None else math.prod(mid.shape[2:]))
 
     @classmethod
-    def create(cls, target: nn.Module | Sequence[int], rank: int, alpha: float | None = None, generator: torch.Generator | None = None) -> LowRankLayer:
+    def create(
+        cls, target: nn.Module | Sequence[int], rank: int, alpha: float | None = None, generator: torch.Generator | None = None, tucker: bool = False
+    ) -> LowRankLayer:
         """A fresh layer for training: float32 parameters with gradients, `down` as a linear layer starts, `up` zero, so that it adds exactly nothing.
 
         Args:
@@ -46,6 +49,7 @@ class LowRankLayer(nn.Module, Layer):
             rank: R; larger than the weight's own rank is allowed and wasteful.
             alpha: scale times rank; none means scale 1.
             generator: where the random numbers come from; none takes torch's own.
+            tucker: give convolutions with a kernel larger than one a core [R,R,K,K] between 1×1 factors.
 
         Raises:
             ConfigError: the rank is not a whole number of at least 1, alpha is not finite, or the target has no weight of 2 to 5 dimensions.
@@ -56,10 +60,16 @@ class LowRankLayer(nn.Module, Layer):
         parts.check_rank(rank)
         parts.check_alpha(alpha)
         device = generator.device if generator is not None else None
-        bound = 1 / math.sqrt(math.prod(shape[1:]))
-        down = torch.empty(rank, *shape[1:], device=device).uniform_(-bound, bound, generator=generator)
-        up = torch.zeros(shape[0], rank, *(1 for _ in shape[2:]), device=device)
-        return cls(down, up, alpha).requires_grad_(True)
+        ones = (1,) * len(shape[2:])
+
+        def draw(*size: int) -> Tensor:
+            bound = 1 / math.sqrt(math.prod(size[1:]))
+            return torch.empty(size, device=device).uniform_(-bound, bound, generator=generator)
+
+        up = torch.zeros(shape[0], rank, *ones, device=device)
+        if tucker and math.prod(shape[2:]) > 1:
+            return cls(draw(rank, shape[1], *ones), up, alpha, draw(rank, rank, *shape[2:])).requires_grad_(True)
+        return cls(draw(rank, *shape[1:]), up, alpha).requires_grad_(True)
 
     @property
     def scale(self) -> float:
@@ -85,6 +95,16 @@ class LowRankLayer(nn.Module, Layer):
         if own is None:
             return output
         return output + own.to(output).reshape(-1, *(1 for _ in getattr(module, "kernel_size", ())))
+
+    def add_output(self, output: Tensor, x: Tensor, module: nn.Module, strength: float = 1.0, weight: Tensor | None = None) -> Tensor:
+        geometry = parts.geometry_of(module)
+        if self.lora_mid is not None or self.lora_up.bias is not None or geometry is parts.OTHER:
+            return super().add_output(output, x, module, strength, weight)
+        down, up = self.lora_down.weight, self.lora_up.weight.flatten(1)
+        if geometry is None:
+            return add_product(output, x, down.flatten(1), up, strength * self.scale)
+        x, padding = parts.pad(x, module)
+        return add_product(output, x, down.reshape(self.rank, -1, *module.kernel_size), up, strength * self.scale, None, parts.padded(geometry, padding))
 
     def fits(self, shape: Sequence[int]) -> bool:
         rows, columns = self._size()

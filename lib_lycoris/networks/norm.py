@@ -48,6 +48,9 @@ class NormLayer(nn.Module, Layer):
     def delta_bias(self, bias: Tensor | None) -> Tensor | None:
         return None if self.b_norm is None else self.b_norm.float() if bias is None else self.b_norm.to(bias.device).float()
 
+    def belongs_in_weight(self, places: int | None = None) -> bool:
+        return True
+
     def fits(self, shape: Sequence[int]) -> bool:
         return tuple(shape) == tuple(self._size())
 

@@ -152,6 +152,23 @@ def output_with(x: Tensor, module: nn.Module, weight: Tensor | None, bias: Tenso
     return F.linear(x, weight, bias)
 
 
+OTHER = object()
+"""Stands for a module whose product takes a way of its own: grouped or transposed, or padded in words."""
+
+
+def geometry_of(module: nn.Module) -> object:
+    """Stride, padding and dilation of a convolution, None for a linear layer, OTHER for what is neither."""
+    if isinstance(module, _ConvNd):
+        return OTHER if module.groups != 1 or module.transposed or isinstance(module.padding, str) else (module.stride, module.padding, module.dilation)
+    return None if isinstance(module, nn.Linear) else OTHER
+
+
+def padded(geometry: tuple, padding: object) -> tuple:
+    """The geometry for an input that `pad` was given; it tells which padding is left."""
+    stride, _, dilation = geometry
+    return stride, (0,) * len(stride) if padding == 0 else padding, dilation
+
+
 def pad(x: Tensor, module: nn.Module) -> tuple[Tensor, object]:
     """`x` and the padding that is left for the convolution to do: the WebUI's tiling option switches padding_mode of convolutions to "circular"."""
     if module.padding_mode == "zeros":

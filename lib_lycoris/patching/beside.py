@@ -30,7 +30,7 @@ class Beside:
         """The output with everything added: a forward hook with keywords."""
         x = args[0] if args else next(iter(kwargs.values()))
         for effect in self._trained:
-            output = output + effect.strength * effect.layer.delta_output(x, module).to(output.dtype)
+            output = effect.layer.add_output(output, x, module, effect.strength)
         if self._others:
             if self._adders is None:
                 self._adders = _adders(self._others)

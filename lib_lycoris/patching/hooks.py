@@ -136,7 +136,7 @@ class ModulePatch:
 
     def _root(self) -> nn.Module | None:
         """The one root that all who want something merged agree on."""
-        if not self._merges or any(slot.traced for slot in self.slots):
+        if not self._merges or any(slot.traced or slot.followed for slot in self.slots):
             return None
         roots = {claim.root for claim in self._claims.values() if claim.way == "merged"}
         return roots.pop() if len(roots) == 1 else None

@@ -13,6 +13,7 @@ from .buffers import Buffers
 from .merge import Job, merge_all, merge_bias, merge_in_graph
 from .plan import Effect
 from .rows import Rows
+from .traced import TracedWeight
 
 Way = Literal["merged", "beside", "trained"]
 Base = Callable[[nn.Module], "Mapping[str, Tensor] | None"]
@@ -52,6 +53,8 @@ class Slot:
         self.merges = False
         """Whether something is to be merged, if the weight can take it."""
         self.traced = False
+        self.followed = False
+        """Whether what is put in lets each forward compute what is trained; it holds no graph itself."""
         self._fused = False
         self._effects: list[Effect] = []
         self.lent = False
@@ -109,7 +112,7 @@ class Slot:
         effects = self._effects
         self._dials = tuple((effect.dial, effect.dial.turns) for effect in effects if effect.dial is not None)
         self._job = None
-        if effects and not self.traced:
+        if effects and not self.traced and not self.followed:
             self._job = Job(weight.detach(), self.base(effects, self._names[0]).detach(), effects)
         return self._job
 
@@ -120,6 +123,8 @@ class Slot:
         made: tuple[Tensor | None, Tensor | None] = (None, None)
         if effects and self.traced:
             made = merge_in_graph(weight, effects), merge_bias(bias, bias, weight, effects)
+        elif effects and self.followed:
+            made = TracedWeight.of(weight, effects), None
         elif effects:
             own = None if self._names[1] is None else merge_bias(bias, self.base(effects, self._names[1]), weight, effects)
             made = _frozen(self._job.out), _frozen(own)
@@ -152,8 +157,11 @@ class Slot:
     def _split(self, mergeable: bool) -> None:
         self._effects = [wish.effect for wish in self.wishes if mergeable and self._into_weight(wish)]
         self.beside = tuple(wish for wish in self.wishes if not (mergeable and self._into_weight(wish)))
+        self.followed = not self._fused and any(wish.way == "trained" for wish in self.wishes if wish not in self.beside)
 
     def _into_weight(self, wish: Wish) -> bool:
+        if wish.way == "trained" and wish.effect.layer.belongs_in_weight():
+            return True
         return self._fused or (wish.way == "merged" and (wish.effect.dial is None or wish.effect.target.component != "unet"))
 
 

@@ -17,7 +17,7 @@ class Chunk:
     """77 tokens and the weight of each.
 
     Attributes:
-        tokens: start token, 75 tokens of the prompt filled up with end tokens, end token.
+        tokens: start token, 75 tokens of the prompt with an end token and the filling where they are fewer, end token.
         weights: 1.0 for start, end and filling.
     """
 
@@ -25,21 +25,22 @@ class Chunk:
     weights: tuple[float, ...]
 
 
-def empty_chunk(start: int = 49406, end: int = 49407) -> Chunk:
+def empty_chunk(start: int = 49406, end: int = 49407, filling: int | None = None) -> Chunk:
     """The chunk of a prompt without words."""
-    return _filled([], start, end)
+    return _filled([], start, end, filling)
 
 
 def make_chunks(text: str, tokenize: Callable[[str], list[int]], comma_token: int | None, start: int = 49406, end: int = 49407, *,
-                emphasis: bool = True, backtrack: int = BACKTRACK) -> list[Chunk]:
+                emphasis: bool = True, backtrack: int = BACKTRACK, filling: int | None = None) -> list[Chunk]:
     """The prompt's chunks, at least one.
 
     Args:
         tokenize: the ids of a text, without start and end token.
         comma_token: id of ",": a full chunk ends after the last comma if it is near enough; None: it is cut anywhere.
-        start, end: ids of the start token and of the end token, which fills up too.
+        start, end: ids of the start token and of the end token.
         emphasis: False takes brackets and BREAK literally, with weight 1.
         backtrack: how near, in tokens.
+        filling: id of what follows the end token in a chunk that is not full; None: the end token again.
 
     Source: AUTOMATIC1111/stable-diffusion-webui v1.10.1, modules/sd_hijack_clip.py (behaviour).
     """
@@ -47,17 +48,17 @@ def make_chunks(text: str, tokenize: Callable[[str], list[int]], comma_token: in
     current: list[tuple[int, float]] = []
     for piece, weight in parse_emphasis(text) if emphasis else [(text, 1.0)]:
         if emphasis and (piece, weight) == BREAK:
-            chunks.append(_filled(current, start, end))
+            chunks.append(_filled(current, start, end, filling))
             current = []
             continue
         for token in tokenize(piece):
             if len(current) == LENGTH:
                 cut = LENGTH if token == comma_token else _cut(current, comma_token, backtrack)
-                chunks.append(_filled(current[:cut], start, end))
+                chunks.append(_filled(current[:cut], start, end, filling))
                 current = current[cut:]
             current.append((token, weight))
     if current or not chunks:
-        chunks.append(_filled(current, start, end))
+        chunks.append(_filled(current, start, end, filling))
     return chunks
 
 
@@ -67,6 +68,7 @@ def _cut(tokens: list[tuple[int, float]], comma_token: int | None, backtrack: in
     return commas[-1] + 1 if commas and LENGTH - commas[-1] <= backtrack else LENGTH
 
 
-def _filled(tokens: list[tuple[int, float]], start: int, end: int) -> Chunk:
-    missing = LENGTH - len(tokens)
-    return Chunk((start, *(token for token, _ in tokens), *[end] * missing, end), (1.0, *(weight for _, weight in tokens), *[1.0] * missing, 1.0))
+def _filled(tokens: list[tuple[int, float]], start: int, end: int, filling: int | None) -> Chunk:
+    missing = LENGTH + 1 - len(tokens)
+    after = (end, *[end if filling is None else filling] * (missing - 1))
+    return Chunk((start, *(token for token, _ in tokens), *after), (1.0, *(weight for _, weight in tokens), *[1.0] * missing))

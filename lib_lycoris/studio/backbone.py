@@ -1,8 +1,7 @@
 """The studio's model as the trainer sees it."""
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
@@ -10,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from ..prompt.request import split_prompt
+from .bpe import tokenize
 from .checkpoint import StudioModel
 from .conditioning import check_clip_skip, encode_captions
 from .generate import GenerateSettings, draw_pictures
 from .schedule import alphas_cumprod
+from .settled import settled
 from .steering import Texts
-
-_HALF = torch.float16
 
 
 class StudioBackbone:
-    """Fulfils training.backbone.Backbone over diffusers' and transformers' modules.
+    """Fulfils training.backbone.Backbone over diffusers' and transformers' modules of SD 1.x and SD 2.x.
 
     Args:
         clip_skip: which of the text encoder's last layers captions are taken from.
@@ -29,8 +28,6 @@ class StudioBackbone:
     Raises:
         ConfigError: clip_skip is larger than the text encoder is deep.
     """
-
-    base_model = "sd_v1"
 
     def __init__(self, model: StudioModel, clip_skip: int = 1, prediction: str | None = None):
         self.model = model if prediction is None else replace(model, prediction=prediction)
@@ -42,6 +39,10 @@ class StudioBackbone:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def base_model(self) -> str:
+        return self.model.base_model
 
     @property
     def prediction(self) -> str:
@@ -60,6 +61,10 @@ class StudioBackbone:
         """Latents [B,4,h,w] drawn from the autoencoder's posterior, scaled, for pictures [B,3,H,W] in -1..1."""
         vae = self.model.vae
         return vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist.sample(generator) * self.model.latent_scale
+
+    def count_tokens(self, caption: str) -> int:
+        """How many tokens a caption has, without those that open and end a chunk."""
+        return len(tokenize(self.model.tokenizer, caption))
 
     def encode_captions(self, captions: list[str]) -> Tensor:
         """The text encoder's vectors [B,T,D]; brackets in captions are text."""
@@ -81,29 +86,6 @@ class StudioBackbone:
         texts = Texts(split_prompt(asked.prompt)[0], split_prompt(asked.negative)[0])
         return draw_pictures(self.model, asked, texts, [seed], [])[0].pixels
 
-    @contextmanager
-    def training(self) -> Iterator[None]:
+    def training(self) -> AbstractContextManager[None]:
         """Around a training: parameters are frozen, dropout is off, half precision is widened so that gradients fit; all is put back at the end."""
-        modules = (self.unet, self.model.vae, *self.text_encoders)
-        parameters = [parameter for module in modules for parameter in module.parameters()]
-        flags = [parameter.requires_grad for parameter in parameters]
-        modes = [(part, part.training) for module in modules for part in module.modules()]
-        halves = [parameter for parameter in parameters if parameter.dtype == _HALF]
-        try:
-            for parameter in parameters:
-                parameter.requires_grad_(False)
-            for module in modules:
-                module.eval()
-            _cast(halves, torch.float32)
-            yield
-        finally:
-            _cast(halves, _HALF)  # every half-precision number comes back as it was
-            for parameter, flag in zip(parameters, flags, strict=True):
-                parameter.requires_grad_(flag)
-            for part, mode in modes:
-                part.training = mode
-
-
-def _cast(parameters: list[nn.Parameter], dtype: torch.dtype) -> None:
-    for parameter in parameters:
-        parameter.data = parameter.data.to(dtype)
+        return settled((self.unet, self.model.vae, *self.text_encoders))

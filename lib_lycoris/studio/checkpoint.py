@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class StudioModel:
         latent_scale: what latents are multiplied by after encoding.
         betas: first and last beta of the noise schedule.
         side: pixels of the square pictures it was made for.
+        base_model: "sd_v1" or "sd_v2", kohya's word for the architecture. Files are read of SD 1 only; modules of SD 2 can be put together by hand.
+        filling: the token that fills up a chunk of a prompt: None for the end token, as in SD 1; 0 in SD 2.
     """
 
     unet: nn.Module
@@ -45,6 +47,8 @@ class StudioModel:
     latent_scale: float = LATENT_SCALE
     betas: tuple[float, float] = (0.00085, 0.012)
     side: int = 512
+    base_model: str = "sd_v1"
+    filling: int | None = None
     _sha256: str | None = field(default=None, repr=False)
 
     @property
@@ -108,6 +112,24 @@ def load_checkpoint(path: Path | str | None = None, device: torch.device | str |
                        latent_scale=float(config.get("scale_factor", LATENT_SCALE)),
                        betas=(float(config.get("linear_start", 0.00085)), float(config.get("linear_end", 0.012))),
                        side=8 * int(config.get("image_size", 64)))
+
+
+def with_vae(model: StudioModel, path: Path | str) -> StudioModel:
+    """The same model with the autoencoder of another file: a VAE of its own in the original's or in diffusers' names, or that of a whole checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or has no autoencoder for this model.
+    """
+    path = Path(path).expanduser()
+    tensors, _ = _read(path)
+    if not any(name.startswith(ldm.VAE) for name in tensors):
+        own = ldm.vae_to_ldm(tensors) if any(".down_blocks." in name for name in tensors) else tensors
+        tensors = {f"{ldm.VAE}{name}": value for name, value in own.items()}
+    vae = _build_vae(path, tensors).to(model.device).eval()
+    channels = model.vae.config.latent_channels
+    if vae.config.latent_channels != channels:
+        raise CheckpointError(f"autoencoder {path}: its latents have {vae.config.latent_channels} channels, {model.name} wants {channels}; use another")
+    return replace(model, vae=vae)
 
 
 # ------------------------------------------------------------------ reading

@@ -19,7 +19,8 @@ _COMMA = ",</w>"
 def prompt_chunks(model: StudioModel, text: str, emphasis: bool = True) -> list[Chunk]:
     """A prompt's chunks of 77 tokens, at least one."""
     words = model.tokenizer
-    return make_chunks(text, partial(tokenize, words), words.convert_tokens_to_ids(_COMMA), words.bos_token_id, words.eos_token_id, emphasis=emphasis)
+    return make_chunks(text, partial(tokenize, words), words.convert_tokens_to_ids(_COMMA), words.bos_token_id, words.eos_token_id,
+                       emphasis=emphasis, filling=model.filling)
 
 
 def check_clip_skip(model: StudioModel, clip_skip: int) -> int:
@@ -81,7 +82,7 @@ def encode_captions(model: StudioModel, captions: Sequence[str], clip_skip: int 
     T is 77 times the chunks of the longest; shorter ones are filled up with empty chunks.
     """
     rows = [prompt_chunks(model, caption, emphasis=False) for caption in captions]
-    empty = empty_chunk(model.tokenizer.bos_token_id, model.tokenizer.eos_token_id)
+    empty = empty_chunk(model.tokenizer.bos_token_id, model.tokenizer.eos_token_id, model.filling)
     parts = []
     for place in range(max(len(row) for row in rows)):
         parts.append(encode_tokens(model, [(row[place] if place < len(row) else empty).tokens for row in rows], clip_skip))

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,14 @@ from ..library.catalogue import Catalogue
 from ..patching.session import Session
 from ..prompt.request import split_prompt
 from ..training.config import TrainConfig
-from ..training.dataset import Dataset, read_dataset, read_picture
+from ..training.dataset import Dataset, read_dataset
+from ..training.grid import make_grid
 from ..training.loop import train
+from ..training.pictures import read_picture
 from ..training.progress import render_progress
 from .backbone import StudioBackbone
 from .checkpoint import StudioModel, load_checkpoint
 from .generate import GenerateSettings, generate
-from .grid import make_grid
 from .world.dataset import concept_scenes, draw_dataset
 from .world.evaluate import Followed, draw_scenes
 from .world.scenes import BACKGROUNDS, COLOURS, CONCEPT_SHAPE, CONCEPT_WORD, Scene, caption, draw_scene, held_back, held_back_scenes
@@ -70,7 +72,7 @@ def demo_config(folders: Sequence[Path], out: Path, side: int, steps: int) -> Tr
 
 
 def run_demo(checkpoint: Path | str | None = None, images: Path | str | None = None, steps: int | None = None, out: Path | str | None = None,
-             say: Callable[[str], None] = print, on_step: Callable[[object], None] | None = None) -> DemoResult:
+             say: Callable[[str], None] = print, on_step: Callable[[object], None] | None = None, settings: Mapping[str, Any] | None = None) -> DemoResult:
     """Trains, saves and draws; the last line that it says holds the figures.
 
     Args:
@@ -80,6 +82,7 @@ def run_demo(checkpoint: Path | str | None = None, images: Path | str | None = N
         out: folder for the network and the pictures; None: outputs.
         say: takes one line of text at a time.
         on_step: takes the trainer's StepReport after every step; None: `say` gets a line now and then.
+        settings: training settings other than the demo's own, by key: {"network.kind": "loha"}.
 
     Raises:
         LycoError: the checkpoint, the pictures or the training.
@@ -97,6 +100,8 @@ def run_demo(checkpoint: Path | str | None = None, images: Path | str | None = N
         say(f"{KNOWN_PICTURES} pictures of what the checkpoint knows, drawn by itself, keep it from forgetting")
         folders.append(_draw_known(model, out / "demo-pictures" / "known"))
     config = demo_config(folders, out, model.side, steps or STEPS)
+    for key, value in (settings or {}).items():
+        config = config.set(key, value)
     dataset = read_dataset(config.data)
     say(f"{len(dataset.pictures)} pictures, the first: {dataset.pictures[0].caption!r}")
     study = _World(model, out) if measured else _OwnPictures(model, dataset, config, out)

@@ -61,6 +61,7 @@ class RankAllocator:
         self._groups: tuple[_Group, ...] = ()
         self._frozen: dict[str, Tensor] | None = None
         self._loaded: dict[str, Tensor] = {}
+        self._bound: list[dict[str, tuple[Tensor, Tensor]]] = []
 
     def budget(self, step: int) -> int:
         """How many ranks all layers together have after that step (counted from 1)."""
@@ -76,28 +77,40 @@ class RankAllocator:
         last = step > self.total_steps - self.final
         return step > self.warmup and (last or step % self.interval == 0)
 
+    def bind(self, parameters: Parameters) -> None:
+        """Remembers parameters and gradients that stay where they are, so that `update` needs them no more.
+
+        Raises:
+            ConfigError: a layer or factor is missing, or has another rank than was said at the start.
+        """
+        self._groups = self._groups or self._make_groups(parameters)
+        self._bound = self._stack(parameters)
+
     @torch.no_grad()
-    def update(self, step: int, parameters: Parameters) -> dict[str, Tensor]:
+    def update(self, step: int, parameters: Parameters | None = None) -> dict[str, Tensor]:
         """For each layer which of its ranks are kept [R] bool; all True after a step that masks nothing. No parameter is changed.
 
         To be called once after each optimiser step, with the gradients of that step: reduced over all processes, and not scaled for half precision.
 
         Args:
             step: counts from 1.
-            parameters: {layer: {"lora_A": (parameter, gradient), "lora_E": …, "lora_B": …}}; None stands for a gradient of zeros.
+            parameters: {layer: {"lora_A": (parameter, gradient), "lora_E": …, "lora_B": …}}; None stands for a gradient of zeros. Left out: those that
+                were bound.
 
         Raises:
             ConfigError: a layer or factor is missing, or has another rank than was said at the start.
         """
-        if not self._groups:
-            self._groups = self._make_groups(parameters)
+        if parameters is None and not self._bound:
+            raise ConfigError("the rank allocator has no parameters: hand them to update, or to bind once")
+        if parameters is not None:
+            self._groups = self._groups or self._make_groups(parameters)
         if step < self.total_steps - self.final:
             self._frozen = None
-            for group in self._groups:
+            for group, stacks in zip(self._groups, self._bound if parameters is None else self._stack(parameters), strict=True):
                 for part in PARTS:
-                    self._average(group, part, [parameters[layer][part] for layer in group.layers])
+                    self._average(group, part, *stacks[part])
         if not self.masks_at(step):
-            return self._all_kept(parameters)
+            return self._all_kept()
         if self._frozen is None or step < self.total_steps - self.final:
             self._frozen = self._choose(self.budget(step))
         return dict(self._frozen)
@@ -146,10 +159,20 @@ class RankAllocator:
 
         return _Group(tuple(layers), {part: start("sensitivity", part) for part in PARTS}, {part: start("uncertainty", part) for part in PARTS})
 
-    def _average(self, group: _Group, part: str, pairs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+    def _stack(self, parameters: Parameters) -> list[dict[str, tuple[Tensor, Tensor]]]:
+        """For each group and factor the stacked values and gradients [N,…]."""
+
+        def stack(layers: Sequence[str], part: str) -> tuple[Tensor, Tensor]:
+            for layer in layers:
+                _parameter(parameters, layer, part)
+            pairs = [parameters[layer][part] for layer in layers]
+            return stacked([value.detach() for value, _ in pairs]), stacked([torch.zeros_like(value) if grad is None else grad for value, grad in pairs])
+
+        return [{part: stack(group.layers, part) for part in PARTS} for group in self._groups]
+
+    def _average(self, group: _Group, part: str, values: Tensor, gradients: Tensor) -> None:
         """Equations 9 and 10: Ī = β₁Ī + (1-β₁)I, then Ū = β₂Ū + (1-β₂)|I - Ī|, with I = |w·∂L/∂w|."""
-        values = stacked([value.detach() for value, _ in pairs])
-        importance = (values * stacked([torch.zeros_like(value) if grad is None else grad for value, grad in pairs])).float().abs_()
+        importance = (values * gradients).float().abs_()
         sensitivity = group.sensitivity[part].mul_(self.beta1).add_(importance, alpha=1 - self.beta1)
         group.uncertainty[part].mul_(self.beta2).add_(importance.sub_(sensitivity).abs_(), alpha=1 - self.beta2)
 
@@ -171,8 +194,9 @@ class RankAllocator:
         threshold = torch.cat([score.to(device) for score in scores.values()]).kthvalue(surplus).values
         return {layer: score > threshold.to(score.device) for layer, score in scores.items()}
 
-    def _all_kept(self, parameters: Parameters) -> dict[str, Tensor]:
-        return {layer: torch.ones(rank, dtype=torch.bool, device=parameters[layer]["lora_E"][0].device) for layer, rank in self.ranks.items()}
+    def _all_kept(self) -> dict[str, Tensor]:
+        devices = {layer: group.sensitivity["lora_E"].device for group in self._groups for layer in group.layers}
+        return {layer: torch.ones(rank, dtype=torch.bool, device=devices[layer]) for layer, rank in self.ranks.items()}
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:

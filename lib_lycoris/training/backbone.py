@@ -27,6 +27,9 @@ class Backbone(Protocol):
     """[1000] float32, the product of all alphas up to time step t."""
     checkpoint_name: str
     checkpoint_hash: str | None
+    # Optional, and False where it is missing: `framed: bool`, whether the model is told how pictures came to their sizes (SDXL). Its `predict` then
+    # takes the keyword `framings`, a material.Framing or None for each row; captions are encoded, and cached, without them.
+    # Optional too: `count_tokens(caption) -> int`, how many tokens a caption has, for the words before a training.
 
     def encode_pictures(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Latents [B,4,h,w] of pictures [B,3,H,W] in -1..1, already scaled as the UNet wants them."""

@@ -53,11 +53,12 @@ class States:
         self.folder = folder / f"{name}-states"
         self._keep = keep
 
-    def write(self, state: State) -> Path:
-        """Writes a state, then removes what is no longer to be kept: this training's older states, and those of an earlier training of that name.
+    def write(self, state: State, last: bool = True) -> Path:
+        """Writes a state, then removes what is no longer to be kept: this training's older states, and where it is the training's last, those of an
+        earlier training of that name, of which only the newest stays till then.
 
         Raises:
-            TrainingError: the disk is full or the folder not writable; what was there before stays.
+            TrainingError: the disk is full, the folder gone or not writable; what was there before stays.
         """
         path = self.folder / f"step-{state.step:08}-{state.session}.safetensors"
         about = {
@@ -65,11 +66,11 @@ class States:
             "checkpoint": state.checkpoint, "saved_at": time.time(),
         }
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)  # without its parents: a folder that is gone is told, not made anew on whatever disk is there now
             write_tensors(path, state.tensors, {"lyco_state": json.dumps(about), "lyco_checksum": tensor_hash(state.tensors)})
         except (LycoError, OSError) as error:
             raise TrainingError(f"the training's state after step {state.step} could not be saved: {error}{self._kept_words()}") from error
-        self._prune(state.session)
+        self._prune(state.session, last)
         return path
 
     def read_latest(self) -> tuple[State | None, list[str]]:
@@ -105,9 +106,10 @@ class States:
             return []
         return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
 
-    def _prune(self, session: str) -> None:
+    def _prune(self, session: str, last: bool) -> None:
         own = [path for path in self._paths() if _NAME.fullmatch(path.name)[2] == session]
-        kept = set(own[-self._keep :])
+        others = [] if last else sorted(set(self._paths()) - set(own), key=lambda path: path.stat().st_mtime_ns)
+        kept = {*own[-self._keep :], *others[-1:]}
         drafts = self.folder.glob(".step-*.tmp")  # left by a process that was killed while it wrote
         for path in [*(path for path in self._paths() if path not in kept), *drafts]:
             with contextlib.suppress(OSError):  # another program reads it just now: the next state's turn

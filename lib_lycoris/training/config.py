@@ -20,13 +20,53 @@ from typing import Any
 from ..errors import ConfigError
 from .setting import Section, Setting, section_settings, setting, show
 
-KINDS = ("locon", "lora")
-KINDS_TO_COME = ("loha", "lokr", "adalora", "full", "norm", "ia3", "embedding", "adapter")
-OPTIMIZERS = ("adamw",)
-SCHEDULES = ("constant", "cosine", "linear")
+KINDS = ("locon", "lora", "loha", "lokr", "adalora", "full", "norm", "ia3")
+KINDS_TO_COME = ("embedding", "adapter")
+OPTIMIZERS = ("adamw", "adamw8bit", "lion", "prodigy", "schedule_free")
+SCHEDULES = ("constant", "cosine", "linear", "cosine_restarts", "polynomial")
 PRECISIONS = ("fp32", "bf16", "fp16")
 TARGET_GROUPS = ("q", "k", "v", "out", "ff", "proj", "resnet", "sampler", "time", "io")
+TEMPLATE_NAMES = ("caption", "concept", "name")
 DEFAULT_STEPS = 1000
+
+
+def split_pattern(key: str, item: str, kind: type) -> tuple[str, Any]:
+    """A layer's pattern and the value behind its last "=".
+
+    Raises:
+        ConfigError: there is none, or it is no number of that kind, or below zero (of ranks, below one).
+    """
+    pattern, equals, text = item.rpartition("=")
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not equals or not pattern.strip() or not math.isfinite(value) or value < (1 if kind is int else 0):
+        what = "RANK, a whole number of 1 or more" if kind is int else "FACTOR, a number of 0 or more"
+        raise ConfigError(f'{key}: {show(item)} is not "PATTERN={what.partition(",")[0]}" with {what.partition(", ")[2]}')
+    return pattern.strip(), value
+
+
+def check_template(text: str) -> None:
+    """Returns where every name in braces is one that a caption's template may have.
+
+    Raises:
+        ConfigError: another name, or none at all, which would give every picture the same caption.
+    """
+    names = re.findall(r"\{([^{}]*)\}", text)
+    for name in names:
+        if name not in TEMPLATE_NAMES:
+            raise ConfigError(f"data.caption_template = {show(text)}: it has {{{name}}}; known are {', '.join(f'{{{known}}}' for known in TEMPLATE_NAMES)}")
+    if not names:
+        raise ConfigError(f"data.caption_template = {show(text)}: write {{caption}} where the picture's own caption belongs, or {{concept}} or {{name}}")
+
+
+def _check_applies(settings: Section, name: str, kinds: tuple[str, ...]) -> None:
+    """A setting that another kind than these does not know is an error, not a silence."""
+    value = getattr(settings, name)
+    if value not in (None, False) and settings.kind not in kinds:
+        others = " or ".join(map(show, kinds))
+        raise ConfigError(f"network.{name} = {show(value)}: network.kind {show(settings.kind)} knows no {name}; leave it out, or use kind = {others}")
 
 
 @dataclass(frozen=True)
@@ -36,9 +76,15 @@ class ModelSettings(Section):
     section: typing.ClassVar[str] = "model"
 
     checkpoint: str | None = setting(None, "Checkpoint file. Left out: the embedded one, or in the WebUI the one that is loaded.")
+    vae: str | None = setting(
+        None, "File of another autoencoder to encode the pictures with. Left out: the checkpoint's own, or in the WebUI the one that is chosen."
+    )
     clip_skip: int = setting(1, "Which of the text encoder's last layers the captions are taken from, 1 is the last.", minimum=1, maximum=12)
     v_prediction: str = setting(
         "auto", 'Whether the model predicts the velocity v instead of the noise; "auto" asks the checkpoint.', choices=("auto", "true", "false")
+    )
+    zero_terminal_snr: bool = setting(
+        False, "Shift the noise schedule so that its last step is pure noise; for models that were made so, with v-prediction."
     )
 
     def resolve_prediction(self, found: str) -> str:
@@ -55,13 +101,72 @@ class DataSettings(Section):
     folders: tuple[str, ...] = setting(
         (), "Folders of pictures with a .txt or .caption beside each; in a folder named 10_word every picture counts ten times."
     )
-    resolution: int = setting(512, "Side in pixels to which pictures are scaled and centre-cropped.", minimum=64, maximum=4096, multiple=8)
-    batch_size: int = setting(1, "Pictures per step.", minimum=1, maximum=1024)
+    dataset: str | None = setting(None, "A dataset description as kohya's trainers read it (TOML), in place of folders; what it says outranks the keys below.")
+    resolution: int = setting(512, "Side in pixels of the square whose area pictures are scaled to.", minimum=64, maximum=4096, multiple=8)
+    buckets: bool = setting(
+        True, "Keep each picture's shape: pictures are scaled to one of several sizes of about the same area. Off: all are cropped to a square."
+    )
+    bucket_step: int = setting(64, "The sizes' sides are multiples of this many pixels.", minimum=8, maximum=512, multiple=8)
+    bucket_min: int | None = setting(None, "Shortest side of a size, in pixels. Left out: half of resolution.", minimum=64, maximum=4096, multiple=8)
+    bucket_max: int | None = setting(None, "Longest side of a size, in pixels. Left out: twice the resolution.", minimum=64, maximum=8192, multiple=8)
+    upscale: bool = setting(True, "Scale small pictures up to the full area. Off: they get sizes of their own.")
+    batch_size: int = setting(1, "Pictures per step, or per part of a step with gradient accumulation.", minimum=1, maximum=1024)
     repeats: int = setting(1, "How often each picture counts in an epoch, where its folder's name says nothing.", minimum=1, maximum=10000)
+    flip: bool = setting(False, "Mirror half of the draws left to right.")
+    random_crop: bool = setting(
+        False, "Cut what is too much at another place in each draw instead of evenly on both sides: one of four, spread evenly, all encoded beforehand."
+    )
+    masks: str = setting(
+        "none", 'Weights for the loss, per pixel: "alpha", the pictures\' transparency; "files", a grey NAME-masklabel.png or mask/NAME.png.',
+        choices=("none", "alpha", "files"),
+    )
+    mask_floor: float = setting(0.0, "The weight of what is masked out entirely.", minimum=0, maximum=1)
+    caption_template: str | None = setting(
+        None, 'A text with {caption}, {concept} (the word in 10_word) or {name} (the file\'s) in it, as "a photo of {caption}".'
+    )
+    captions: str = setting(
+        "first", 'What to do with a caption file of several lines: "joined", one caption; "first", the first line; "random", another line each time.',
+        choices=("first", "joined", "random"),
+    )
+    caption_from_name: bool = setting(False, "Take the file's name, without leading numbers, as the caption of a picture that has no caption file.")
+    shuffle_tags: bool = setting(False, "Shuffle the parts between commas in each draw.")
+    keep_tags: int = setting(0, "How many parts at the caption's beginning stay in place and are never dropped.", minimum=0, maximum=1000)
+    tag_dropout: float = setting(0.0, "Share of the parts between commas that are left away in each draw.", minimum=0, maximum=1)
     caption_dropout: float = setting(
         0.0, "Share of draws in which the caption is left away, so that the network also learns the picture without words.", minimum=0, maximum=1
     )
+    cache: str = setting(
+        "memory", 'Where encoded pictures and captions are kept: "memory", or "disk", so that a second run starts at once.', choices=("memory", "disk")
+    )
+    cache_folder: str | None = setting(None, "Folder of the disk cache. Left out: NAME-cache in the output folder.")
+    prior_folder: str | None = setting(
+        None, "Folder of class pictures for DreamBooth's prior preservation; missing ones are made by the model from prior_prompt."
+    )
+    prior_prompt: str | None = setting(
+        None, 'What the class pictures show, as "a dog"; also their caption where they have none. With it prior preservation is on.'
+    )
+    prior_pictures: int = setting(100, "How many class pictures there should be.", minimum=1, maximum=100_000)
     skip_unreadable: bool = setting(False, "Leave out pictures that can't be read, with a warning, instead of stopping before the first step.")
+
+    def _check_together(self) -> None:
+        if self.dataset is not None and self.folders:
+            raise ConfigError(f"data.folders = {show(list(self.folders))} and data.dataset = {show(self.dataset)}: give one of the two")
+        if self.caption_template is not None:
+            check_template(self.caption_template)
+        low, high = self.bucket_sides
+        if not low <= self.resolution <= high:
+            raise ConfigError(f"data.resolution = {self.resolution}: not between data.bucket_min = {low} and data.bucket_max = {high}")
+
+    @property
+    def bucket_sides(self) -> tuple[int, int]:
+        """Shortest and longest side of a bucket, in pixels."""
+        low = max(64, self.resolution // 2) if self.bucket_min is None else self.bucket_min
+        return low, self.resolution * 2 if self.bucket_max is None else self.bucket_max
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether DreamBooth's prior preservation is on."""
+        return self.prior_prompt is not None or self.prior_folder is not None
 
 
 @dataclass(frozen=True)
@@ -71,7 +176,10 @@ class NetworkSettings(Section):
     section: typing.ClassVar[str] = "network"
 
     kind: str = setting(
-        "locon", "lora: linear and 1×1 layers of the attention blocks; locon: the convolutions too.", choices=KINDS, not_yet=KINDS_TO_COME
+        "locon", "lora: linear and 1×1 layers of the attention blocks; locon: the convolutions too; loha, lokr: the same layers by Hadamard "
+        "or Kronecker products; adalora: a rank for each layer by its importance; full: whole differences; norm: the norms alone; ia3: one factor for "
+        "each channel.",
+        choices=KINDS, not_yet=KINDS_TO_COME,
     )
     rank: int = setting(16, "Rank of linear and 1×1 layers.", minimum=1, maximum=1024)
     alpha: float | None = setting(None, "The network's scale is alpha / rank. Left out: alpha = rank.", minimum=0, above_minimum=True)
@@ -82,10 +190,39 @@ class NetworkSettings(Section):
     targets: tuple[str, ...] | None = setting(
         None,
         "Groups of the UNet's layers to train: attention's q, k, v, out; ff (feed-forward); proj (in and out of an attention block); resnet; "
-        "sampler (up and down); time (time embedding); io (first and last convolution). Left out: q to proj for lora, q to sampler for locon.",
+        "sampler (up and down); time (time embedding); io (first and last convolution). Left out: q to proj for lora; q, k, v and ff for adalora; k, v "
+        "and ff for ia3; q to sampler for the others.",
         choices=TARGET_GROUPS,
     )
     text_encoder: bool = setting(True, "Train the text encoder too.")
+    only: tuple[str, ...] = setting((), 'Train only layers whose name has one of these patterns, with * for anything: ["up_blocks_1*attn2*"].')
+    exclude: tuple[str, ...] = setting((), "Leave out layers whose name has one of these patterns.")
+    block_ranks: tuple[str, ...] = setting(
+        (), 'Ranks of single blocks or layers, as "PATTERN=RANK"; the last that fits counts: ["down_blocks_*=4", "mid_block*=32"].'
+    )
+    start_from: str | None = setting(None, "A network file whose numbers the training starts from; its layers must have the same kind and rank.")
+    tucker: bool = setting(False, "Give convolutions larger than 1×1 a Tucker core, which needs fewer numbers (locon, loha, lokr).")
+    dora: bool = setting(False, "Train each output's magnitude apart from its direction (DoRA) on lora, locon, loha and lokr.")
+    rs_lora: bool = setting(False, "Scale by alpha / √rank instead of alpha / rank.")
+    factor: int | None = setting(
+        None, "LoKr: largest size of the first Kronecker factor. Left out: as near the square root as it divides.", minimum=1, maximum=65536
+    )
+    decompose_both: bool = setting(False, "LoKr: low rank for the first Kronecker factor too.")
+    full_matrix: bool = setting(False, "LoKr: no low rank at all.")
+    init_rank: int | None = setting(None, "AdaLoRA: rank of every layer at the start. Left out: half more than target_rank.", minimum=1, maximum=1024)
+    target_rank: int | None = setting(None, "AdaLoRA: rank per layer at the end, on average. Left out: rank.", minimum=1, maximum=1024)
+    warmup: int | None = setting(None, "AdaLoRA: steps before the first rank is taken away. Left out: a tenth of all.", minimum=0, maximum=10_000_000)
+    final: int | None = setting(None, "AdaLoRA: steps at the end in which ranks no longer change. Left out: four tenths of all.", minimum=0, maximum=10_000_000)
+    interval: int | None = setting(None, "AdaLoRA: steps between two choices of ranks. Left out: a hundredth of all.", minimum=1, maximum=1_000_000)
+    beta1: float = setting(0.85, "AdaLoRA: how much of the average importance is kept from step to step.", minimum=0, maximum=0.9999, above_minimum=True)
+    beta2: float = setting(0.85, "AdaLoRA: how much of the average uncertainty is kept.", minimum=0, maximum=0.9999, above_minimum=True)
+    orthogonality: float = setting(0.1, "AdaLoRA: weight of the penalty that keeps P and Q orthogonal.", minimum=0, maximum=1000)
+    dropout: float = setting(0.0, "Share of each layer's inputs that are left away in every step, others in each picture.", minimum=0, maximum=0.99)
+    rank_dropout: float = setting(0.0, "Share of each layer's ranks that are left away in every step.", minimum=0, maximum=0.99)
+    module_dropout: float = setting(0.0, "Share of layers that are left away in every step.", minimum=0, maximum=0.99)
+    max_norm: float | None = setting(
+        None, "After every step, scale a layer down whose ΔW's Frobenius norm is larger than this. Left out: never.", minimum=0, above_minimum=True
+    )
 
     def _check_together(self) -> None:
         for name in ("conv_rank", "conv_alpha"):
@@ -94,6 +231,34 @@ class NetworkSettings(Section):
                 raise ConfigError(f'network.{name} = {value}: network.kind "lora" has no convolutions; leave it out or use kind = "locon"')
         if self.targets == ():
             raise ConfigError("network.targets = []: nothing would be trained; name a group or leave it out")
+        _check_applies(self, "tucker", ("locon", "loha", "lokr"))
+        _check_applies(self, "dora", ("lora", "locon", "loha", "lokr"))
+        _check_applies(self, "rs_lora", ("lora", "locon", "loha", "lokr"))
+        for name in ("factor", "decompose_both", "full_matrix"):
+            _check_applies(self, name, ("lokr",))
+        for name in ("init_rank", "target_rank", "warmup", "final", "interval"):
+            _check_applies(self, name, ("adalora",))
+        ranked = ("lora", "locon", "loha", "lokr", "adalora")
+        _check_applies(self, "rank_dropout", ranked)
+        _check_applies(self, "dropout", (*ranked, "full", "ia3"))
+        if self.rank_dropout and self.full_matrix:
+            raise ConfigError(f"network.rank_dropout = {self.rank_dropout:g} and network.full_matrix = true: a whole matrix has no ranks; give one of the two")
+        if self.max_norm is not None and self.dora:
+            raise ConfigError(f"network.max_norm = {self.max_norm:g} and network.dora = true: DoRA's magnitudes can't be scaled down so; give one of the two")
+        if self.kind == "adalora" and self.initial_rank < self.final_rank:
+            raise ConfigError(f"network.init_rank = {self.initial_rank}: less than target_rank = {self.final_rank}; AdaLoRA starts with more")
+        for item in self.block_ranks:
+            split_pattern("network.block_ranks", item, int)
+
+    @property
+    def final_rank(self) -> int:
+        """AdaLoRA's rank per layer at the end, on average."""
+        return self.rank if self.target_rank is None else self.target_rank
+
+    @property
+    def initial_rank(self) -> int:
+        """AdaLoRA's rank of every layer at the start."""
+        return math.ceil(self.final_rank * 1.5) if self.init_rank is None else self.init_rank
 
     @property
     def linear_alpha(self) -> float:
@@ -115,6 +280,10 @@ class NetworkSettings(Section):
         """The groups of the UNet's layers that are trained."""
         if self.targets is not None:
             return self.targets
+        if self.kind == "adalora":
+            return ("q", "k", "v", "ff")  # with f1 and f2, as the paper found best
+        if self.kind == "ia3":
+            return ("k", "v", "ff")
         last = "proj" if self.kind == "lora" else "sampler"
         return TARGET_GROUPS[: TARGET_GROUPS.index(last) + 1]
 
@@ -131,15 +300,37 @@ class TrainingSettings(Section):
     text_encoder_learning_rate: float | None = setting(
         None, "Learning rate of the text encoder's layers. Left out: the same as learning_rate.", minimum=0, maximum=10, above_minimum=True
     )
-    optimizer: str = setting("adamw", "The optimiser.", choices=OPTIMIZERS, not_yet=("adamw8bit", "lion", "prodigy", "schedule_free"))
-    weight_decay: float = setting(0.01, "AdamW's decoupled weight decay.", minimum=0, maximum=10)
-    schedule: str = setting("constant", "What the learning rate does after the warm-up; cosine and linear end at zero.", choices=SCHEDULES)
+    text_encoder_2_learning_rate: float | None = setting(
+        None, "Learning rate of SDXL's second text encoder. Left out: the same as text_encoder_learning_rate.", minimum=0, maximum=10, above_minimum=True
+    )
+    block_learning_rates: tuple[str, ...] = setting(
+        (), 'Factors on the rate of single blocks or layers, as "PATTERN=FACTOR"; the last that fits counts, 0 leaves them out of the training and of the '
+        'file (with network.start_from: as they are): ["down_blocks_0*=0.5"].'
+    )
+    optimizer: str = setting(
+        "adamw", "The optimiser; all but adamw need a package of their own: bitsandbytes, lion-pytorch, prodigyopt, schedulefree. lion wants a rate three to "
+        "ten times lower; prodigy finds the rate itself and multiplies it with learning_rate, which should be 1.", choices=OPTIMIZERS
+    )
+    weight_decay: float = setting(0.01, "Decoupled weight decay: what of each number is taken away in a step, times the learning rate.", minimum=0, maximum=10)
+    schedule: str = setting("constant", "What the learning rate does after the warm-up; all but constant end at zero.", choices=SCHEDULES)
+    restarts: int = setting(1, "How often cosine_restarts falls from the full rate.", minimum=1, maximum=1000)
     warmup_steps: int = setting(0, "Steps in which the learning rate rises from zero.", minimum=0, maximum=10_000_000)
     precision: str = setting("fp32", "What forward and backward pass compute in; what is trained stays fp32. fp16 needs a GPU.", choices=PRECISIONS)
     seed: int = setting(0, "The same seed and data give the same network, bit for bit on a CPU.", minimum=0, maximum=2**63 - 1)
     min_snr_gamma: float = setting(0.0, "Weigh the time steps by min-SNR with this gamma (5 is usual); 0 weighs all alike.", minimum=0, maximum=1000)
     debiased: bool = setting(
         False, "Weigh the noisy time steps, where shapes and layout are decided, higher (1/√SNR); learns a form in fewer steps. Not together with min-SNR."
+    )
+    noise_offset: float = setting(
+        0.0, "Strength of a noise that is the same over the whole picture, for very dark and bright ones; 0.05 is usual.", minimum=0, maximum=1
+    )
+    loss: str = setting("mse", 'How errors count: "mse", squared; "huber" and "smooth_l1", large ones less.', choices=("mse", "huber", "smooth_l1"))
+    huber_c: float = setting(0.1, "From which error on huber and smooth_l1 count less.", minimum=0, maximum=100, above_minimum=True)
+    prior_weight: float = setting(1.0, "Weight of DreamBooth's prior loss beside the pictures' own.", minimum=0, maximum=1000)
+    gradient_accumulation: int = setting(1, "Parts of a step: batches whose gradients are averaged before the optimiser moves.", minimum=1, maximum=10000)
+    gradient_checkpointing: bool = setting(False, "Compute parts of the forward pass twice: much less memory, about a third slower.")
+    ema: float = setting(
+        0.0, "Average the network over the steps with this decay (0.999 is usual) and save the average; 0 saves the last step's.", minimum=0, maximum=0.999999
     )
     max_grad_norm: float = setting(1.0, "The gradient is scaled down to this norm; 0 leaves it as it is.", minimum=0, maximum=1e6)
 
@@ -148,6 +339,10 @@ class TrainingSettings(Section):
             raise ConfigError(f"training.steps = {self.steps} and training.epochs = {self.epochs}: give one of the two")
         if self.debiased and self.min_snr_gamma:
             raise ConfigError(f"training.debiased = true and training.min_snr_gamma = {self.min_snr_gamma:g}: both weigh the time steps; give one of the two")
+        if self.optimizer == "schedule_free" and self.ema:
+            raise ConfigError(f"training.ema = {self.ema:g}: schedule_free averages the steps itself; leave it out")
+        for item in self.block_learning_rates:
+            split_pattern("training.block_learning_rates", item, float)
         if self.steps is not None and self.warmup_steps > self.steps:
             raise ConfigError(f"training.warmup_steps = {self.warmup_steps}: more than training.steps = {self.steps}; use fewer")
 
@@ -156,11 +351,33 @@ class TrainingSettings(Section):
         """Learning rate of the text encoder's layers."""
         return self.learning_rate if self.text_encoder_learning_rate is None else self.text_encoder_learning_rate
 
+    @property
+    def te2_learning_rate(self) -> float:
+        """Learning rate of a second text encoder's layers."""
+        return self.te_learning_rate if self.text_encoder_2_learning_rate is None else self.text_encoder_2_learning_rate
+
     def total_steps(self, draws: int, batch_size: int) -> int:
         """Number of optimiser steps, given the draws (pictures × repeats) in an epoch."""
         if self.epochs is None:
             return DEFAULT_STEPS if self.steps is None else self.steps
-        return math.ceil(self.epochs * draws / batch_size)
+        return math.ceil(self.epochs * draws / (batch_size * self.gradient_accumulation))
+
+
+@dataclass(frozen=True)
+class ValidationSettings(Section):
+    """A loss that tells learning from luck: always the same pictures, noise and time steps."""
+
+    section: typing.ClassVar[str] = "validation"
+
+    folder: str | None = setting(None, "Folder of captioned pictures that are not trained on.")
+    share: float = setting(0.0, "Share of the training's own pictures that is kept back for validation, where no folder is named.", minimum=0, maximum=0.5)
+    every: int = setting(100, "Steps between two validations.", minimum=1, maximum=10_000_000)
+    time_steps: int = setting(4, "How many time steps each picture is judged at, spread evenly.", minimum=1, maximum=100)
+
+    @property
+    def on(self) -> bool:
+        """Whether there is a validation."""
+        return self.folder is not None or self.share > 0
 
 
 @dataclass(frozen=True)
@@ -172,12 +389,25 @@ class OutputSettings(Section):
     name: str = setting("my-network", "Name of the network: NAME.safetensors, and what is typed in <lyco:NAME:1>.")
     folder: str = setting("outputs", "Folder for the network and for the states from which a training can be resumed.")
     save_every: int = setting(200, "Steps between resumable states; 0 saves one only at the end or when stopped.", minimum=0, maximum=10_000_000)
+    save_minutes: float = setting(0.0, "Minutes between resumable states, beside save_every; 0 goes by steps alone.", minimum=0, maximum=100_000)
     keep: int = setting(2, "How many resumable states are kept, the newest.", minimum=1, maximum=1000)
     dtype: str = setting("fp16", "What the network's numbers are saved as.", choices=PRECISIONS)
     metadata: str = setting(
         "full", "full: captions' tags, settings and the checkpoint's name too; minimal: only what a program needs to use the file.",
         choices=("full", "minimal"),
     )
+    form: str = setting(
+        "kohya", 'Names in the file: "kohya", which everything loads, or "peft", a folder NAME with adapter_config.json.', choices=("kohya", "peft")
+    )
+    network_every: int = setting(
+        0, "Steps between networks of their own, NAME-step00000100.safetensors, to choose the best of; 0 saves the last alone.", minimum=0, maximum=10_000_000
+    )
+    network_epochs: int = setting(0, "The same in epochs, beside network_every.", minimum=0, maximum=1_000_000)
+    preview_prompts: tuple[str, ...] = setting(
+        (), "Prompts of pictures that are made during the training, with the network as it stands, and put into one grid (NAME-previews/grid.png)."
+    )
+    preview_every: int = setting(0, "Steps between preview pictures; 0 makes them with each saved network only.", minimum=0, maximum=10_000_000)
+    preview_seed: int = setting(0, "Seed of the previews.", minimum=0, maximum=2**32 - 1)
 
     def _check_together(self) -> None:
         # The name becomes a file's name on every system, and stands between ":" and ">" in a prompt.
@@ -196,6 +426,7 @@ class TrainConfig:
     data: DataSettings = DataSettings()
     network: NetworkSettings = NetworkSettings()
     training: TrainingSettings = TrainingSettings()
+    validation: ValidationSettings = ValidationSettings()
     output: OutputSettings = OutputSettings()
 
     @classmethod
@@ -232,7 +463,7 @@ class TrainConfig:
             raise ConfigError(f"config file {path}: {error.strerror or error}; give the path of a TOML file") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"config file {path}: byte {error.start} is no UTF-8; save it as UTF-8") from error
-        loads = _toml_reader()
+        loads = toml_reader()
         try:
             sections = loads(text)
         except ValueError as error:
@@ -272,7 +503,7 @@ class TrainConfig:
 
 
 _SECTIONS: dict[str, type[Section]] = {
-    kind.section: kind for kind in (ModelSettings, DataSettings, NetworkSettings, TrainingSettings, OutputSettings)
+    kind.section: kind for kind in (ModelSettings, DataSettings, NetworkSettings, TrainingSettings, ValidationSettings, OutputSettings)
 }
 
 
@@ -321,7 +552,7 @@ def _toml_value(value: Any) -> str:
     return repr(value)
 
 
-def _toml_reader() -> Callable[[str], dict[str, Any]]:
+def toml_reader() -> Callable[[str], dict[str, Any]]:
     """A TOML parser: Python's own from 3.11 on; the WebUI's Python 3.10 has at least the one inside its pip."""
     for name in ("tomllib", "tomli", "pip._vendor.tomli", "toml"):
         try:

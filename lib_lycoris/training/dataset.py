@@ -1,162 +1,212 @@
-"""Folders of captioned pictures, as people have them: which pictures there are, what their captions say, how often each counts."""
+"""All pictures of a training with their captions: read and looked through before the first step."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
-
 from ..errors import DatasetError
+from .buckets import Frame
+from .captions import plain
 from .config import DataSettings
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-CAPTIONS = (".txt", ".caption")
-_REPEATS = re.compile(r"(\d+)_(.+)")
+from .kohya import read_kohya
+from .masks import find_mask
+from .pictures import content_hash, may_be_transparent, measure, open_image, read_bytes
+from .subsets import Subset, make_subset, other_files, scan_folder
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file with its caption; it counts `repeats` times in an epoch."""
+    """A picture file with its caption.
+
+    Attributes:
+        texts: the lines of its caption, before anything is made of them; `source` says where they are from (Subset.texts).
+        subset: the folder it is from, with all that is said there of its pictures.
+        size: (width, height) in pixels, after EXIF's turn.
+        content: the hash of its bytes.
+        mask: the file of its mask, where masks are files.
+    """
 
     path: Path
-    caption: str
-    repeats: int
-    concept: str | None = None
-    """The word of a folder named 10_word."""
+    texts: tuple[str, ...]
+    source: str
+    subset: Subset
+    size: tuple[int, int]
+    content: str
+    mask: Path | None = None
+
+    @property
+    def repeats(self) -> int:
+        """How often it counts in an epoch."""
+        return self.subset.repeats
+
+    @property
+    def concept(self) -> str | None:
+        """The word of a folder named 10_word."""
+        return self.subset.concept
+
+    @cached_property
+    def caption(self) -> str:
+        """Its caption with nothing shuffled or left away."""
+        return plain(self.texts, self.subset.words, self.concept, self.path.stem)
+
+    @cached_property
+    def frame(self) -> Frame:
+        """How it comes to the size at which it is trained."""
+        return self.subset.sizes.frame(*self.size)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """All pictures, in an order that depends on the folders and names alone, and what was odd about them, in words."""
+    """All pictures, in an order that depends on the folders and names alone, and what was odd about them, in words.
+
+    Attributes:
+        prior: the class pictures among them, of folders named reg, or said to be such by a dataset file.
+        settings: [data] with what a dataset file put in its place.
+    """
 
     pictures: tuple[Picture, ...]
     problems: tuple[str, ...] = ()
+    prior: tuple[Picture, ...] = ()
+    settings: DataSettings = field(default_factory=DataSettings)
 
     @property
     def draws(self) -> tuple[int, ...]:
         """For each draw of an epoch the index of its picture: every picture as often as it counts."""
-        return tuple(index for index, picture in enumerate(self.pictures) for _ in range(picture.repeats))
+        return draws_of(self.pictures)
 
 
-def read_dataset(settings: DataSettings) -> Dataset:
-    """The dataset that the settings' folders hold; every picture was opened once, so that a bad one is known before the first step.
+def draws_of(pictures: Iterable[Picture]) -> tuple[int, ...]:
+    """For each draw of an epoch the index of its picture."""
+    return tuple(index for index, picture in enumerate(pictures) for _ in range(picture.repeats))
+
+
+def read_dataset(settings: DataSettings, known: Callable[[str], bool] = lambda content: False) -> Dataset:
+    """The dataset that the settings name; every picture was decoded once, so that a bad one is known before the first step.
+
+    Args:
+        known: says of a picture's content that it was decoded before, so that it need not be now.
 
     Raises:
         DatasetError: no folder is named, one is missing or without pictures, no picture has a caption, a picture or caption can't be read.
     """
-    if not settings.folders:
-        raise DatasetError('data.folders is empty: name a folder of pictures, for example folders = ["my-pictures"]')
-    found = [picture for folder in settings.folders for picture in _scan_folder(Path(folder).expanduser(), settings.repeats)]
-    pictures, problems = _leave_out_unreadable(found, settings.skip_unreadable)
-    without = [picture for picture in pictures if not picture.caption]
-    if len(without) == len(pictures):
-        raise DatasetError(
-            f"no picture in {_names(settings.folders)} has a caption: put a text file of the same name beside each, "
-            f"for example {pictures[0].path.with_suffix('.txt').name} for {pictures[0].path.name}"
-        )
-    if without:
-        problems.append(f"{len(without)} of {len(pictures)} pictures have no caption, the first is {without[0].path}; they are learned without words")
-    return Dataset(tuple(pictures), tuple(problems))
+    subsets, settings, problems = _find_subsets(settings)
+    pictures, left_out = _read_pictures(subsets, settings.skip_unreadable, known)
+    learned = [picture for picture in pictures if not picture.subset.prior]
+    if not learned:
+        raise DatasetError(f"all {len(pictures)} pictures in {_names(subsets)} are class pictures: name a folder with the pictures to learn from, too")
+    _check_captions(learned, subsets)
+    problems = [*problems, *left_out, *_other_kinds(subsets), *_odd_captions(pictures), *_odd_masks(pictures), *_twice(learned)]
+    return Dataset(tuple(learned), tuple(problems), tuple(picture for picture in pictures if picture.subset.prior), settings)
 
 
-def read_picture(path: Path, resolution: int) -> Tensor:
-    """A picture [3,H,W] in -1..1: turned as its EXIF says, transparency on white, scaled and centre-cropped to a square of `resolution` pixels.
+def read_prior(folder: Path, settings: DataSettings, known: Callable[[str], bool] = lambda content: False) -> tuple[tuple[Picture, ...], list[str]]:
+    """The class pictures in a folder, and what was odd about them; those without a caption have data.prior_prompt.
 
     Raises:
-        DatasetError: the file can't be read as a picture.
+        DatasetError: it has none, or one can't be read.
     """
-    try:
-        with Image.open(path) as image:
-            # MPO, GIF-like WebP: the first frame is the picture.
-            picture = _on_white(ImageOps.exif_transpose(image))
-            picture = ImageOps.fit(picture, (resolution, resolution), Image.Resampling.LANCZOS)
-    except Exception as error:  # Pillow's decoders raise whatever they like on damaged bytes: OSError, SyntaxError, struct.error, zlib.error, …
-        raise DatasetError(f"picture {path} can't be read ({_reason(error)}): replace or delete it, or set data.skip_unreadable = true") from error
-    pixels = torch.from_numpy(np.array(picture, dtype=np.uint8))
-    return pixels.permute(2, 0, 1).float() / 127.5 - 1
+    subset = replace(make_subset(folder, settings), prior=True, repeats=1, masks="none", from_name=False)
+    found = [replace(part, prior=True) for part in scan_folder(folder, replace(settings, masks="none", repeats=1, caption_from_name=False))]
+    if settings.prior_prompt is not None:
+        found = [replace(part, concept=settings.prior_prompt) for part in found]
+    pictures, problems = _read_pictures(found or [subset], settings.skip_unreadable, known)
+    return tuple(pictures), [*problems, *_odd_captions(pictures)]
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    """An RGB picture: what is transparent becomes white, 16-bit grey is brought to 8."""
-    if image.mode.startswith("I"):
-        levels = np.asarray(image, dtype=np.float32)
-        image = Image.fromarray((levels / max(65535.0 if levels.max() > 255 else 255.0, 1.0) * 255).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+def _find_subsets(settings: DataSettings) -> tuple[list[Subset], DataSettings, list[str]]:
+    if settings.dataset is not None:
+        return read_kohya(Path(settings.dataset).expanduser(), settings)
+    if not settings.folders:
+        raise DatasetError('data.folders is empty: name a folder of pictures, for example folders = ["my-pictures"]')
+    return [subset for folder in settings.folders for subset in scan_folder(Path(folder).expanduser(), settings)], settings, []
 
 
-def _scan_folder(folder: Path, repeats: int) -> list[Picture]:
-    """The pictures of a folder, and of its folders named 10_word."""
-    try:
-        if not folder.is_dir():
-            what = "is a file" if folder.exists() else "does not exist"
-            raise DatasetError(f"dataset folder {folder} {what}: check data.folders, a folder of pictures is expected")
-        pictures = list(_pictures_in(folder, repeats))
-        for inner in sorted(folder.iterdir(), key=lambda path: path.name):
-            if inner.is_dir() and _REPEATS.fullmatch(inner.name):
-                pictures += _pictures_in(inner, repeats)
-    except OSError as error:
-        raise DatasetError(f"dataset folder {folder} can't be read ({error.strerror or error}): check its permissions") from error
-    if not pictures:
-        endings = ", ".join(ending[1:] for ending in PICTURES)
-        raise DatasetError(f"dataset folder {folder} holds no picture: put {endings} files there, with a .txt beside each")
-    return pictures
-
-
-def _pictures_in(folder: Path, repeats: int) -> Iterator[Picture]:
-    """The pictures directly in one folder, by name."""
-    match = _REPEATS.fullmatch(folder.resolve().name)
-    count, concept = (max(int(match[1]), 1), match[2]) if match else (repeats, None)
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        # "._x.png" and the like are notes that other systems leave behind.
-        if path.suffix.lower() in PICTURES and not path.name.startswith(".") and path.is_file():
-            yield Picture(path, _read_caption(path), count, concept)
-
-
-def _read_caption(picture: Path) -> str:
-    """The text beside a picture, on one line; "" where there is none."""
-    for ending in CAPTIONS:
-        path = picture.with_suffix(ending)
-        try:
-            return " ".join(path.read_bytes().decode("utf-8-sig").split())
-        except FileNotFoundError:
-            continue
-        except UnicodeDecodeError as error:
-            raise DatasetError(f"caption {path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-        except OSError as error:
-            raise DatasetError(f"caption {path} can't be read ({error.strerror or error}): check the file") from error
-    return ""
-
-
-def _leave_out_unreadable(pictures: list[Picture], skip: bool) -> tuple[list[Picture], list[str]]:
-    good, problems = [], []
-    for picture in pictures:
-        try:
-            # The whole file is decoded: a truncated one opens well. The size does not matter here.
-            read_picture(picture.path, 8)
-            good.append(picture)
-        except DatasetError as error:
-            if not skip:
-                raise
-            problems.append(f"{str(error).partition('): ')[0]}); it is left out")
+def _read_pictures(subsets: Iterable[Subset], skip: bool, known: Callable[[str], bool]) -> tuple[list[Picture], list[str]]:
+    """(pictures, what was left out in words)."""
+    good, problems, first, count = [], [], None, 0
+    for subset in subsets:
+        for path in subset.pictures():
+            first, count = first or path, count + 1
+            try:
+                good.append(_read_picture(path, subset, known))
+            except DatasetError as error:
+                if not skip or f"picture {path} can't" not in str(error):
+                    raise
+                problems.append(f"{str(error).rpartition('): ')[0]}); it is left out")
     if not good:
-        raise DatasetError(f"none of the {len(pictures)} pictures can be read, the first is {pictures[0].path}: replace them")
+        raise DatasetError(f"none of the {count} pictures can be read, the first is {first}: replace them")
     return good, problems
 
 
-def _reason(error: BaseException) -> str:
-    """Why Pillow could not read it, on one line and without the path, which the message has already."""
-    text = " ".join(str(getattr(error, "strerror", None) or error).split())
-    return "not a picture, or damaged" if "cannot identify" in text else text[:120] or type(error).__name__
+def _read_picture(path: Path, subset: Subset, known: Callable[[str], bool]) -> Picture:
+    data = read_bytes(path)
+    content = content_hash(data)
+    size = measure(path, data)
+    if not known(content):
+        open_image(path, data)  # the whole file: a truncated one opens well
+    texts, source = subset.texts(path)
+    return Picture(path, texts, source, subset, size, content, find_mask(path) if subset.masks == "files" else None)
 
 
-def _names(folders: tuple[str, ...]) -> str:
-    return ", ".join(folders)
+def _check_captions(pictures: list[Picture], subsets: list[Subset]) -> None:
+    if any(picture.caption for picture in pictures):
+        return
+    raise DatasetError(
+        f"no picture in {_names(subsets)} has a caption: put a text file of the same name beside each, for example "
+        f"{pictures[0].path.with_suffix('.txt').name} for {pictures[0].path.name}, or set data.caption_from_name = true"
+    )
+
+
+def _odd_captions(pictures: list[Picture]) -> list[str]:
+    problems = []
+    without = [picture for picture in pictures if not picture.caption]
+    if without:
+        problems.append(f"{_of(without, pictures)} no caption, the first is {without[0].path}; they are learned without words")
+    by_word = [picture for picture in pictures if picture.source == "concept"]
+    if by_word and len(by_word) < len(pictures):
+        problems.append(f"{_of(by_word, pictures)} no caption file and get their folder's word, the first is {by_word[0].path}: {by_word[0].caption!r}")
+    long = [picture for picture in pictures if len(picture.texts) > 1 and picture.subset.words.lines == "first"]
+    if long:
+        problems.append(f"{_of(long, pictures)} a caption of several lines, of which the first counts (data.captions), as {long[0].path}")
+    return problems
+
+
+def _odd_masks(pictures: list[Picture]) -> list[str]:
+    problems = []
+    masked = [picture for picture in pictures if picture.subset.masks == "files"]
+    without = [picture for picture in masked if picture.mask is None]
+    if without:
+        problems.append(f"{_of(without, masked)} no mask and are learned whole, the first is {without[0].path}: no NAME-masklabel.png or mask/NAME.png")
+    clear = [picture for picture in pictures if picture.subset.masks == "alpha"]
+    opaque = [picture for picture in clear if not may_be_transparent(picture.path, read_bytes(picture.path))]
+    if opaque:
+        problems.append(f"{_of(opaque, clear)} no transparency and are learned whole, the first is {opaque[0].path}")
+    return problems
+
+
+def _other_kinds(subsets: Iterable[Subset]) -> list[str]:
+    others = [path for folder in dict.fromkeys(subset.folder for subset in subsets if subset.listed is None) for path in other_files(folder)]
+    if not others:
+        return []
+    return [f"{len(others)} picture{'s are' if len(others) > 1 else ' is'} of a kind that is not read, the first is {others[0]}: save as PNG or JPEG"]
+
+
+def _twice(pictures: list[Picture]) -> list[str]:
+    """Pictures that are the same, byte for byte, at the same size."""
+    first: dict[tuple[str, object], Picture] = {}
+    again = [picture for picture in pictures if first.setdefault((picture.content, picture.subset.sizes), picture) is not picture]
+    if not again:
+        return []
+    before = first[(again[0].content, again[0].subset.sizes)].path
+    return [f"{len(again)} of {len(pictures)} pictures are there before, byte for byte: {again[0].path} is {before}; they count twice"]
+
+
+def _of(some: list[Picture], all_: list[Picture]) -> str:
+    return f"{len(some)} of {len(all_)} pictures have"
+
+
+def _names(subsets: Iterable[Subset]) -> str:
+    return ", ".join(dict.fromkeys(str(subset.folder) for subset in subsets))

@@ -35,6 +35,7 @@ class About:
     planned: int
     started_at: float
     """Seconds since 1970."""
+    validation_loss: float | None = None
 
 
 def export_network(folder: Path, layers: Mapping[Key, Layer], config: TrainConfig, backbone: Backbone, about: About) -> Path:
@@ -90,7 +91,7 @@ def _facts(config: TrainConfig, backbone: Backbone, about: About) -> TrainingFac
         learning_rate=training.learning_rate, unet_learning_rate=training.learning_rate,
         text_encoder_learning_rate=training.te_learning_rate if network.text_encoder else None,
         optimizer=training.optimizer, schedule=training.schedule, precision=training.precision, seed=training.seed,
-        clip_skip=config.model.clip_skip,
+        clip_skip=config.model.clip_skip, validation_loss=about.validation_loss,
         started=about.started_at, finished=time.time(),
         trigger_words=tuple(dict.fromkeys(picture.concept for picture in about.dataset.pictures if picture.concept)),
         tag_frequency=_tag_frequency(about.dataset),

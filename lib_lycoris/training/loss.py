@@ -49,10 +49,32 @@ def debiased_weight(alphas_cumprod: Tensor, prediction: str) -> Tensor:
     return snr.rsqrt() if prediction == "eps" else 1 / (snr + 1)
 
 
-def weighted_loss(predicted: Tensor, wanted: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean over the batch of each sample's mean squared error (float32) times its weight [B]."""
-    errors = (predicted.float() - wanted.float()).square().flatten(1).mean(1)
-    return (errors if weight is None else errors * weight).mean()
+def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """The schedule ᾱ [1000] shifted and stretched so that its last step has no signal left and its first stays.
+
+    Source: Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1.
+    """
+    roots = alphas_cumprod.double().sqrt()
+    roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+    return roots.square().to(alphas_cumprod.dtype)
+
+
+def errors(predicted: Tensor, wanted: Tensor, kind: str = "mse", c: float = 0.1) -> Tensor:
+    """How wrong each value is, float32, in the inputs' shape: "mse" d², "huber" 2c(√(d²+c²)-c), "smooth_l1" 2(√(d²+c²)-c).
+
+    Source: pseudo-Huber loss, Charbonnier et al. 1997; the factors are those of kohya-ss/sd-scripts, library/train_util.py (formula).
+    """
+    squares = (predicted.float() - wanted.float()).square()
+    if kind == "mse":
+        return squares
+    return 2 * (c if kind == "huber" else 1.0) * ((squares + c * c).sqrt() - c)
+
+
+def weighted_loss(predicted: Tensor, wanted: Tensor, weight: Tensor | None = None, mask: Tensor | None = None, kind: str = "mse", c: float = 0.1) -> Tensor:
+    """Mean over the batch of each sample's mean error (float32) times its weight [B]; a mask [B,1,h,w] weighs the places within a picture."""
+    values = errors(predicted, wanted, kind, c)
+    values = (values if mask is None else values * mask).flatten(1).mean(1)
+    return (values if weight is None else values * weight).mean()
 
 
 def _factors(alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:

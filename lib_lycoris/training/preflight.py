@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import torch
+
+from ..errors import shown
 from ..patching.targets import Target, find_targets
 from .backbone import Backbone
+from .captions import Drawn, compose
 from .config import TrainConfig
-from .dataset import Dataset, read_dataset
-from .selection import Key, is_large_convolution, select_targets
+from .dataset import Dataset, Picture
+from .materials import read_pictures
+from .memory import estimate_memory
+from .methods import create_layer
+from .prior import count_pictures, missing_pictures, prior_folder
+from .rates import learning_targets
+from .selection import Key, select_targets
+from .trainer import check_settings
 
 _FEW_PICTURES = 5
 _MANY_EPOCHS = 500
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _HEADER_BYTES_A_LAYER = 300
+_CHUNK = 75
+_SHOWN = 5
+"""How many of the most cropped pictures are named."""
+_LITTLE = 0.01
+_MUCH = 0.25
+_BLURRED = 2.0
+
+
+@dataclass(frozen=True)
+class Framed:
+    """What becomes of one picture: scaled by `scale`, with the share `cropped` of it cut off. Sizes are (width, height) in pixels."""
+
+    path: str
+    original: tuple[int, int]
+    size: tuple[int, int]
+    scale: float
+    cropped: float
 
 
 @dataclass(frozen=True)
@@ -23,11 +52,18 @@ class Preflight:
     """What is known of a training before its first step.
 
     Attributes:
-        pictures: files; `draws` counts each as often as it is repeated.
+        pictures: files; `draws` counts each as often as it is repeated, without those kept back.
+        kept_back: pictures that are not trained on but judged on.
+        class_pictures: for prior preservation, those that are there; `class_missing` are made by the model first.
+        sizes: (width, height, pictures) of each bucket.
+        framed: what becomes of each picture, the most cropped first.
         steps: optimiser steps, going `epochs` times over all draws.
         layers: of UNet and text encoders.
         parameters: numbers that are trained.
         file_bytes: about, of the network file.
+        memory: an estimate in bytes, by what needs it: "model", "trained", "step", "total"; None where it was not asked for.
+        captions: the first ones, as they are trained.
+        long_captions: with more than 75 tokens; None where the model does not count them.
         words: that most captions share, with the count of captions that have them.
         problems: what looks wrong, in words.
     """
@@ -42,57 +78,136 @@ class Preflight:
     file_bytes: int
     words: tuple[tuple[str, int], ...]
     problems: tuple[str, ...]
+    kept_back: int = 0
+    class_pictures: int = 0
+    class_missing: int = 0
+    sizes: tuple[tuple[int, int, int], ...] = ()
+    framed: tuple[Framed, ...] = ()
+    memory: dict[str, int] | None = None
+    captions: tuple[str, ...] = ()
+    long_captions: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as values that JSON can hold."""
+        return asdict(self)
 
     def lines(self) -> list[str]:
         """All of it in sentences, one a line."""
         texts = f" and {self.text_encoder_layers} of the text encoder" if self.text_encoder_layers else ", the text encoder is left as it is"
-        repeated = f", {self.draws} with repeats" if self.draws != self.pictures else ""
         words = ", ".join(f"{word} ({count})" for word, count in self.words)
         return [
-            f"{self.pictures} pictures{repeated}.",
+            *self._picture_lines(),
             f"{self.steps} steps: every picture is seen about {self.epochs:.3g} times.",
             f"{self.unet_layers} layers of the UNet{texts}: {self.parameters:,} numbers are trained.",
             f"The network file will have about {self.file_bytes / 1e6:.1f} MB.",
+            *self._memory_lines(),
+            *(f"A caption as it is trained: {shown(caption, 300)}" for caption in self.captions),
+            *([f"{self.long_captions} captions have more than 75 tokens; they are encoded in parts of 75."] if self.long_captions else []),
             *([f"Words that captions share: {words}."] if words else []),
             *(f"Look at this: {problem}" for problem in self.problems),
         ]
 
+    def _picture_lines(self) -> list[str]:
+        held = f", {self.kept_back} of them kept back to judge by" if self.kept_back else ""
+        repeated = f", {self.draws} with repeats" if self.draws != self.pictures - self.kept_back else ""
+        lines = [f"{self.pictures} pictures{held}{repeated}."]
+        lines += [f"Trained at {', '.join(f'{width}×{height} ({count})' for width, height, count in self.sizes)} pixels."] if self.sizes else []
+        lines += [f"Cropped: {_framed_words(one)}." for one in self.framed[:_SHOWN] if one.cropped >= _LITTLE]
+        enlarged = sorted((one for one in self.framed if one.scale > 1 + _LITTLE), key=lambda one: -one.scale)
+        lines += [f"Scaled up: {len(enlarged)} of {self.pictures}, the most {_framed_words(enlarged[0])}."] if enlarged else []
+        if self.class_pictures or self.class_missing:
+            made = f", {self.class_missing} more are made by the model first" if self.class_missing else ""
+            lines.append(f"{self.class_pictures} class pictures for prior preservation{made}.")
+        return lines
 
-def check_training(config: TrainConfig, backbone: Backbone, side: int | None = None) -> Preflight:
+    def _memory_lines(self) -> list[str]:
+        if self.memory is None:
+            return []
+        parts = {name: f"{count / 2**30:.2f}" for name, count in self.memory.items()}
+        return [f"About {parts['total']} GiB of memory, an estimate: {parts['model']} the model, {parts['trained']} what is trained with its optimiser, "
+                f"{parts['step']} a step."]
+
+
+def check_training(config: TrainConfig, backbone: Backbone, side: int | None = None, measure: bool = False) -> Preflight:
     """What that training would do; nothing is trained, written or changed.
 
     Args:
         config: what is to be trained.
         backbone: the model.
         side: in pixels, of the pictures that the model was made for; None where nobody knows.
+        measure: whether memory is estimated, for which the model takes two small forward passes as a training has it; nobody else may use it meanwhile.
 
     Raises:
         ConfigError: the settings don't fit the model.
         DatasetError: pictures or captions can't be used.
     """
-    dataset = read_dataset(config.data)
-    targets = select_targets(find_targets(backbone.unet, backbone.text_encoders), config.network)
-    draws, batch = len(dataset.draws), config.data.batch_size
+    check_settings(config, backbone)
+    found = read_pictures(config)
+    config, dataset = found.config, found.learned
+    targets = learning_targets(select_targets(find_targets(backbone.unet, backbone.text_encoders), config.network), config)
+    draws, batch = len(found.draws), config.data.batch_size
     steps = config.training.total_steps(draws, batch)
     parameters = sum(count_parameters(target, config) for target in targets.values())
     unet = sum(component == "unet" for component, _ in targets)
-    epochs = steps * batch / draws
+    epochs = steps * batch * config.training.gradient_accumulation / draws
+    framed = _framed(dataset.pictures)
+    memory = estimate_memory(config, backbone, targets, parameters, max((one.size for one in framed), key=math.prod)) if measure else None
+    missing = missing_pictures(config) if config.data.has_prior else 0
     return Preflight(
         pictures=len(dataset.pictures), draws=draws, steps=steps, epochs=epochs, unet_layers=unet, text_encoder_layers=len(targets) - unet,
         parameters=parameters, file_bytes=parameters * _BYTES[config.output.dtype] + _HEADER_BYTES_A_LAYER * len(targets),
         words=tuple(_shared_words(picture.caption for picture in dataset.pictures)),
-        problems=(*dataset.problems, *_doubts(config, dataset, targets, epochs), *_doubts_of_size(config, side)),
+        problems=(*dataset.problems, *_doubts(config, dataset, targets, epochs), *_doubts_of_size(config, side), *_doubts_of_buckets(config, framed)),
+        kept_back=len(found.kept_back), class_pictures=len(dataset.prior) + (count_pictures(prior_folder(config)) if config.data.has_prior else 0),
+        class_missing=missing, sizes=tuple((*size, count) for size, count in sorted(Counter(one.size for one in framed).items())), framed=framed,
+        memory=None if memory is None else {**asdict(memory), "total": memory.total},
+        captions=_first_captions(config, dataset), long_captions=_count_long(backbone, dataset),
     )
 
 
+def _framed(pictures: Iterable[Picture]) -> tuple[Framed, ...]:
+    every = [Framed(str(one.path), one.size, one.frame.size, one.frame.scale, one.frame.cropped) for one in pictures]
+    return tuple(sorted(every, key=lambda one: (-one.cropped, one.path)))
+
+
+def _framed_words(one: Framed) -> str:
+    cut = f", {one.cropped:.0%} cut off" if one.cropped >= _LITTLE else ""
+    return f"{one.path} from {one.original[0]}×{one.original[1]} to {one.size[0]}×{one.size[1]}, scaled by {one.scale:.2f}{cut}"
+
+
+def _first_captions(config: TrainConfig, dataset: Dataset, most: int = 3) -> tuple[str, ...]:
+    """The first samples' captions of the first epoch, whatever is shuffled and left away in it."""
+    seed = config.training.seed
+    return tuple(
+        compose(picture.texts, picture.subset.words, Drawn(seed, 0, dataset.draws.index(index)), picture.concept, picture.path.stem)
+        for index, picture in enumerate(dataset.pictures[:most])
+    )
+
+
+def _count_long(backbone: Backbone, dataset: Dataset) -> int | None:
+    count = getattr(backbone, "count_tokens", None)
+    return None if count is None else sum(count(picture.caption) > _CHUNK for picture in dataset.pictures)
+
+
+def _doubts_of_buckets(config: TrainConfig, framed: tuple[Framed, ...]) -> list[str]:
+    doubts = []
+    cut = [one for one in framed if one.cropped > _MUCH]
+    if cut:
+        advice = "a smaller data.bucket_step or a longer data.bucket_max gives more shapes" if config.data.buckets else "data.buckets = true keeps their shapes"
+        count = f"{len(cut)} picture{'s lose' if len(cut) > 1 else ' loses'}"
+        doubts.append(f"{count} more than {_MUCH:.0%} to cropping, the most {cut[0].path}: {advice}, or cut them by hand.")
+    enlarged = [one for one in framed if one.scale > _BLURRED]
+    if enlarged:
+        doubts.append(f"{len(enlarged)} picture{'s are' if len(enlarged) > 1 else ' is'} scaled up more than {_BLURRED:g} times, as {enlarged[0].path}: "
+                      "the network learns the blur; data.upscale = false keeps their size.")
+    return doubts
+
+
 def count_parameters(target: Target, config: TrainConfig) -> int:
-    """How many numbers of that layer's network are trained: R·(I·K·K) for down and O·R for up."""
-    rank = config.network.convolution_rank if is_large_convolution(target.module) else config.network.rank
-    out, *inner = target.shape
-    width = 1
-    for size in inner:
-        width *= size
-    return rank * (width + out)
+    """How many numbers of that layer's network are trained."""
+    with torch.random.fork_rng(devices=[]):
+        layer = create_layer(target, config.network, config.training.seed)
+    return sum(parameter.numel() for parameter in layer.parameters() if parameter.requires_grad)
 
 
 def _doubts(config: TrainConfig, dataset: Dataset, targets: Mapping[Key, Target], epochs: float) -> list[str]:

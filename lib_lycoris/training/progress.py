@@ -20,8 +20,10 @@ class StepReport:
     """Average of the losses, each step counting a twentieth."""
     learning_rate: float
     seconds: float
-    """Since the training began, without earlier parts of a resumed run."""
+    """Spent on all steps so far, with the earlier parts of a resumed or paused training."""
     seconds_left: float
+    validation_loss: float | None = None
+    """Of this step's validation; None in steps without one."""
 
 
 class SmoothedLoss:
@@ -48,8 +50,14 @@ def render_progress(report: StepReport) -> str:
     bar = "#" * full + "-" * (_WIDTH - full)
     return (
         f"[{bar}] {report.step}/{report.steps} steps, loss {report.smoothed_loss:.4f}, "
-        f"{render_seconds(report.seconds)} gone, {render_seconds(report.seconds_left)} left"
+        + ("" if report.validation_loss is None else f"validation {report.validation_loss:.4f}, ")
+        + f"{render_seconds(report.seconds)} gone, {render_seconds(report.seconds_left)} left"
     )
+
+
+def render_phase(phase: str, done: int = 0, total: int = 0) -> str:
+    """What is done now: "encoding pictures, 3 of 20", or the phase alone where nobody knows how much there is to do."""
+    return f"{phase}, {done} of {total}" if total else phase
 
 
 def render_seconds(seconds: float) -> str:

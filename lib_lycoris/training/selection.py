@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Mapping
 
 from torch import nn
 
 from ..errors import ConfigError
-from ..networks.low_rank import LowRankLayer
 from ..patching.targets import Target
 from .config import NetworkSettings
-from .draws import make_generator
 
 Key = tuple[str, str]
 
@@ -28,7 +27,7 @@ _GROUPS = {
     "time": r"(time|add)_embedding_linear_[12]",
     "io": r"conv_(in|out)",
 }
-_TEXT_ENCODER = re.compile(r".*_(self_attn_(q|k|v|out)_proj|mlp_fc[12])")
+_TEXT_ENCODER = re.compile(r".*_(self_attn_(?:q|k|v|out)_proj|mlp_fc[12])")
 
 
 def select_targets(targets: Mapping[Key, Target], settings: NetworkSettings) -> dict[Key, Target]:
@@ -47,27 +46,43 @@ def select_targets(targets: Mapping[Key, Target], settings: NetworkSettings) -> 
     return chosen
 
 
-def create_layers(targets: Mapping[Key, Target], settings: NetworkSettings, seed: int) -> dict[Key, LowRankLayer]:
-    """A fresh layer for each target; each one's first numbers depend on the seed and its own name alone."""
-    return {key: _create_layer(target, settings, seed) for key, target in targets.items()}
-
-
-def _create_layer(target: Target, settings: NetworkSettings, seed: int) -> LowRankLayer:
-    large = is_large_convolution(target.module)
-    rank, alpha = (settings.convolution_rank, settings.convolution_alpha) if large else (settings.rank, settings.linear_alpha)
-    return LowRankLayer.create(target.module, rank, alpha, generator=make_generator(seed, "layer", *target.key))
-
-
 def is_large_convolution(module: nn.Module) -> bool:
     """Whether it is a convolution with a kernel larger than 1×1, which has its own rank."""
     return isinstance(module, nn.Conv2d) and tuple(module.kernel_size) != (1, 1)
 
 
+def matches(name: str, pattern: str) -> bool:
+    """Whether a layer's name (diffusers' with "_" for ".") has the pattern, with * for anything; blocks may be written with dots."""
+    return fnmatch.fnmatchcase(name, f"*{pattern.replace('.', '_')}*")
+
+
 def _is_selected(target: Target, settings: NetworkSettings) -> bool:
-    if target.rows is not None or not isinstance(target.module, (nn.Linear, nn.Conv2d)):
+    if any(matches(target.name, pattern) for pattern in settings.exclude):
         return False
+    if settings.only and not any(matches(target.name, pattern) for pattern in settings.only):
+        return False
+    if target.component != "unet" and not settings.text_encoder:
+        return False
+    if settings.kind == "norm":
+        return isinstance(target.module, (nn.LayerNorm, nn.GroupNorm))
+    if (target.rows is not None and settings.dora) or not isinstance(target.module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
+        return False
+    groups = settings.groups
     if target.component != "unet":
-        return settings.text_encoder and _TEXT_ENCODER.fullmatch(target.name) is not None
+        found = _TEXT_ENCODER.fullmatch(target.name)
+        return found is not None and _text_group(found, settings) in (*groups, "all")
     if settings.kind == "lora" and is_large_convolution(target.module):
         return False
-    return any(re.fullmatch(_GROUPS[group], target.name) for group in settings.groups)
+    if settings.kind == "ia3" and target.name.endswith("_ff_net_0_proj"):
+        return False  # its output is gated before it is scaled: the factors are net_2's, on its input
+    return any(re.fullmatch(_GROUPS[group], target.name) for group in groups)
+
+
+def _text_group(found: re.Match[str], settings: NetworkSettings) -> str:
+    """The group that a text encoder's layer belongs to, where the kind trains only some; "all" where it trains every one."""
+    if settings.kind not in ("adalora", "ia3"):
+        return "all"
+    part = found[1]
+    if settings.kind == "ia3" and part == "mlp_fc1":
+        return "none"
+    return "ff" if part.startswith("mlp") else part.removeprefix("self_attn_").removesuffix("_proj")

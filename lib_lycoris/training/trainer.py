@@ -3,51 +3,75 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import TrainingError
+from ..errors import ConfigError, TrainingError
+from ..patching.targets import Target
 from .backbone import Backbone
-from .conditioning import autocast, make_captions
+from .conditioning import Captions, make_captions
 from .config import TrainConfig
 from .draws import Draw, Order, draw
-from .loss import add_noise, debiased_weight, min_snr_weight, target, weighted_loss
-from .optimizers import make_optimizer
+from .dropout import Dropout
+from .material import Material
+from .max_norm import limit_norms
+from .method import Method
+from .objective import Objective, check_prediction
+from .optimizers import check_optimizer
+from .processes import Alone, Processes
 from .schedules import rate_factor
 from .selection import Key
+from .stepper import NotFiniteError, Stepper
+from .validation import Validation
 
-
-class NotFiniteError(TrainingError):
-    """A loss or gradient that is no number; the parameters are still those of the step before."""
-
-
-@dataclass(frozen=True)
-class Material:
-    """What is learned from: for each sample of an epoch its latents [4,h,w] and its caption."""
-
-    latents: Sequence[Tensor]
-    captions: Sequence[str]
+__all__ = ["NotFiniteError", "Trainer", "check_settings"]
 
 
 class Trainer:
-    """The layers in training with their optimiser; `step` is the only thing that changes them."""
+    """The layers in training with their optimiser; `step` is the only thing that changes them.
 
-    def __init__(self, config: TrainConfig, backbone: Backbone, layers: Mapping[Key, nn.Module], material: Material, steps: int):
-        self._config, self._backbone, self._material, self._steps = config, backbone, material, steps
-        self._order = Order(len(material.latents), config.data.batch_size, config.training.seed)
-        self._captions = make_captions(backbone, any(component != "unet" for component, _ in layers))
-        self._alphas_cumprod = backbone.alphas_cumprod.to(backbone.device, torch.float32)
-        self._prediction = config.model.resolve_prediction(backbone.prediction)
+    Args:
+        config: how to train.
+        backbone: the model, with the method's layers attached, as `dropout.wrap` gives them.
+        method: what is trained.
+        material: what is learned from.
+        steps: of the whole training.
+        prior: the class pictures of DreamBooth's prior preservation, or None.
+        processes: who else trains the same; each takes its share of every batch.
+        dropout: what the layers were wrapped with; None where the settings leave nothing away.
+        targets: of the method's layers; needed for network.max_norm alone.
+
+    Attributes:
+        parameters: by "component.layer.part".
+        samples: of an epoch.
+        batch: samples of a step, over all its parts and processes.
+    """
+
+    def __init__(
+        self, config: TrainConfig, backbone: Backbone, method: Method, material: Material, steps: int, prior: Material | None = None,
+        processes: Processes | None = None, dropout: Dropout | None = None, targets: Mapping[Key, Target] | None = None, captions: Captions | None = None,
+    ):
+        check_settings(config, backbone)
+        self._config, self._material, self._steps, self._prior = config, material, steps, prior
+        self.method = method
+        self.processes = processes or Alone()
+        self._dropout = dropout or Dropout(config.network, config.training.seed)
+        self._targets = targets or {}
+        seed, batch = config.training.seed, config.data.batch_size * self.processes.count
+        self.samples, self.batch = material.samples, batch * config.training.gradient_accumulation
+        self._order = Order([material.bucket(sample) for sample in range(material.samples)], batch, seed)
+        self._prior_order = None if prior is None else Order([prior.bucket(sample) for sample in range(prior.samples)], batch, seed + 1)
+        trains_text = any(component != "unet" for component, _ in method.layers)
+        self._objective = Objective(config, backbone, captions or make_captions(backbone, trains_text))
         self.parameters = {
-            f"{component}.{name}.{part}": value for (component, name), layer in layers.items() for part, value in layer.named_parameters()
+            f"{component}.{name}.{part}": value for (component, name), layer in method.layers.items() for part, value in layer.named_parameters()
+            if value.requires_grad
         }
-        self._rates, groups = self._parameter_groups()
-        self._optimizer = make_optimizer(groups, config.training)
-        self._scaler = _make_scaler(config.training.precision, backbone.device)
+        self._stepper = Stepper(self.parameters, config.training, self.processes, backbone.device)
 
     def step(self, step: int) -> float:
         """The loss of that step (counted from 0), after which the parameters are one step further.
@@ -55,31 +79,87 @@ class Trainer:
         Raises:
             NotFiniteError: loss or gradient are not finite; the parameters are unchanged.
         """
-        loss = self._loss([self._draw(epoch, sample) for epoch, sample in self._order.batch(step)])
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise NotFiniteError(f"the loss of step {step + 1} is {value}")
-        self._backward(loss, step)
-        self._advance(step)
-        return value
+        parts = self._config.training.gradient_accumulation
+        self._stepper.zero_gradients()
+        losses = [self._one_part(step * parts + part, parts, step) for part in range(parts)]
+        try:
+            moved = self._stepper.step(self._rate_factor(step), self.method.add_penalty)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"step {step + 1}: {error}") from error
+        if moved:
+            if self._config.network.max_norm is not None:
+                limit_norms(self.method.layers, self._targets, self._config.network.max_norm)
+            self.method.after_step(step + 1)
+            self._stepper.follow()
+        return sum(losses) / parts
 
     def learning_rate(self, step: int) -> float:
         """The UNet's learning rate in that step."""
         return self._config.training.learning_rate * self._rate_factor(step)
 
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Within it the layers are what a file of them holds, as a preview and a validation want them; after it they are those in training, bit for bit."""
+        with self._stepper.used():
+            yield
+
+    def validation(self, material: Material) -> Validation:
+        """The validation on that material, with this training's loss; to be asked within `used`."""
+        training = self._config.training
+        return Validation(self._objective, material, self._config.validation, training.seed, self._config.data.batch_size, self.processes)
+
+    def _one_part(self, number: int, parts: int, step: int) -> float:
+        """The loss of one batch, and of the prior's, whose gradients are added to those that are there."""
+        training = self._config.training
+        value = self._one_loss(self._material, self._order, number, training.seed, 1.0, parts, step)
+        if self._prior is None:
+            return value
+        return value + training.prior_weight * self._one_loss(self._prior, self._prior_order, number, training.seed + 1, training.prior_weight, parts, step)
+
+    def _one_loss(self, material: Material, order: Order, number: int, seed: int, weight: float, parts: int, step: int) -> float:
+        """The loss of one batch; its gradient, times the weight, was added."""
+        rows = order.batch(number)[self.processes.rank :: self.processes.count]
+        with self._dropout.drawing(seed, number):  # also over the backward pass, in which checkpointed blocks run again
+            loss = self._loss(material, rows, seed)
+            value = self._mean(loss.detach())
+            if not math.isfinite(value):
+                raise NotFiniteError(f"the loss of step {step + 1} is {value}")
+            self._stepper.backward(loss * (weight / parts))
+        return value
+
+    def _mean(self, value: Tensor) -> float:
+        shared = value.clone()
+        self.processes.mean_(shared)
+        return float(shared)
+
+    def _loss(self, material: Material, rows: Sequence[tuple[int, int]], seed: int) -> Tensor:
+        latents = torch.stack([material.latents(sample, epoch) for epoch, sample in rows])
+        return self.loss_of(material, rows, latents, [self._draw(seed, epoch, sample, latents.shape[1:]) for epoch, sample in rows])
+
+    def loss_of(self, material: Material, rows: Sequence[tuple[int, int]], latents: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """The loss of these (epoch, sample) rows with what was drawn for them."""
+        return self._objective.loss_of(material, rows, latents, draws)
+
+    def _draw(self, seed: int, epoch: int, sample: int, shape: torch.Size) -> Draw:
+        steps = len(self._objective.alphas_cumprod)
+        return draw(seed, epoch, sample, shape, steps, self._config.data.caption_dropout, self._config.training.noise_offset)
+
+    def _rate_factor(self, step: int) -> float:
+        training = self._config.training
+        return rate_factor(training.schedule, step, self._steps, training.warmup_steps, training.restarts)
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, numbers) from which `load` goes on exactly."""
-        tensors = {f"network.{name}": value.detach().clone() for name, value in self.parameters.items()}
-        for name, value in self.parameters.items():
-            for part, entry in self._optimizer.state.get(value, {}).items():
-                tensors[f"optimizer.{part}.{name}"] = torch.as_tensor(entry).detach().clone()
-        return tensors, {} if self._scaler is None else {"scaler": self._scaler.state_dict()}
+        tensors, numbers = self._stepper.state()
+        tensors |= {f"network.{name}": value.detach().clone() for name, value in self.parameters.items()}
+        tensors |= {f"method.{name}": value.detach().clone() for name, value in self.method.state().items()}
+        return tensors, numbers
 
     def load(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Takes up a state that `state` gave.
 
         Raises:
-            TrainingError: the state is of another network.
+            TrainingError: the state is of another network or optimiser.
         """
         with torch.no_grad():
             for name, value in self.parameters.items():
@@ -88,81 +168,18 @@ class Trainer:
                     advice = "resume with the checkpoint and settings it was made with"
                     raise TrainingError(f"the saved state has no {name} of shape {list(value.shape)}: {advice}")
                 value.copy_(saved)
-        entries: dict[str, dict[str, Tensor]] = {name: {} for name in self.parameters}
-        for key, tensor in tensors.items():
-            kind, part, name = (key.split(".", 2) + ["", ""])[:3]
-            if kind == "optimizer" and name in entries:
-                entries[name][part] = tensor
-        # In the optimiser's own order, in which `parameters` is not: its groups come one after the other.
-        names = {id(value): name for name, value in self.parameters.items()}
-        ordered = [names[id(value)] for group in self._optimizer.param_groups for value in group["params"]]
-        state = {index: entries[name] for index, name in enumerate(ordered) if entries[name]}
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
-        if self._scaler is not None and "scaler" in numbers:
-            self._scaler.load_state_dict(numbers["scaler"])
-
-    def _parameter_groups(self) -> tuple[list[float], list[dict[str, Any]]]:
-        """Learning rates and parameter groups: the UNet's, and the text encoder's where it is trained."""
-        settings = self._config.training
-        unet = [value for name, value in self.parameters.items() if name.startswith("unet.")]
-        text = [value for name, value in self.parameters.items() if not name.startswith("unet.")]
-        pairs = [(rate, values) for rate, values in ((settings.learning_rate, unet), (settings.te_learning_rate, text)) if values]
-        return [rate for rate, _ in pairs], [{"params": values, "lr": rate} for rate, values in pairs]
-
-    def _draw(self, epoch: int, sample: int) -> Draw:
-        shape = self._material.latents[sample].shape
-        return draw(self._config.training.seed, epoch, sample, shape, len(self._alphas_cumprod), self._config.data.caption_dropout)
-
-    def _loss(self, draws: Sequence[Draw]) -> Tensor:
-        device, training = self._backbone.device, self._config.training
-        latents = torch.stack([self._material.latents[drawn.sample] for drawn in draws])
-        noise = torch.stack([drawn.noise for drawn in draws]).to(device)
-        t = torch.tensor([drawn.t for drawn in draws], device=device)
-        alphas = self._alphas_cumprod[t]
-        with autocast(device, training.precision):
-            conditioning = self._captions.encode(["" if drawn.dropped else self._material.captions[drawn.sample] for drawn in draws])
-            predicted = self._backbone.predict(add_noise(latents, noise, alphas), t, conditioning)
-        weight = min_snr_weight(alphas, training.min_snr_gamma, self._prediction) if training.min_snr_gamma else None
-        if training.debiased:
-            weight = debiased_weight(alphas, self._prediction)
-        return weighted_loss(predicted, target(latents, noise, alphas, self._prediction), weight)
-
-    def _backward(self, loss: Tensor, step: int) -> None:
-        """Gradients of all parameters, clipped.
-
-        Raises:
-            NotFiniteError: they are not finite, and no loss scaler is there to skip the step.
-        """
-        if self._scaler is None:
-            loss.backward()
-        else:
-            self._scaler.scale(loss).backward()
-            self._scaler.unscale_(self._optimizer)
-        limit = self._config.training.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
-        if self._scaler is None and not torch.isfinite(norm):
-            self._optimizer.zero_grad(set_to_none=True)
-            raise NotFiniteError(f"the gradient of step {step + 1} is not finite")
-
-    def _advance(self, step: int) -> None:
-        factor = self._rate_factor(step)
-        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
-        if self._scaler is None:
-            self._optimizer.step()
-        else:
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
-
-    def _rate_factor(self, step: int) -> float:
-        training = self._config.training
-        return rate_factor(training.schedule, step, self._steps, training.warmup_steps)
+        self._stepper.load(tensors, numbers)
+        self.method.load({key.removeprefix("method."): value for key, value in tensors.items() if key.startswith("method.")})
 
 
-def _make_scaler(precision: str, device: torch.device) -> Any:
-    """The loss scaler that fp16's small range of numbers needs; None otherwise."""
-    if precision != "fp16":
-        return None
-    general = getattr(torch.amp, "GradScaler", None)  # from torch 2.3 on
-    return torch.cuda.amp.GradScaler() if general is None else general(device.type)
+def check_settings(config: TrainConfig, backbone: Backbone) -> None:
+    """Returns where these settings of the optimising can be followed on that model; quick, to be asked before anything is encoded.
+
+    Raises:
+        ConfigError: the optimiser's package is missing, or settings contradict each other or the model.
+    """
+    check_optimizer(config.training)
+    check_prediction(config, backbone)
+    if config.network.max_norm is not None and config.training.optimizer == "schedule_free":
+        raise ConfigError(f"network.max_norm = {config.network.max_norm:g}: schedule_free keeps an average that can't be scaled down with the layers; "
+                          "leave it out, or use another optimiser")

@@ -23,6 +23,7 @@ _LABELS = {
     "network.conv_rank": "Rank of convolutions",
     "network.conv_alpha": "Alpha of convolutions",
     "network.targets": "Groups of layers",
+    "validation.folder": "Folder with pictures to judge by",
     "output.dtype": "Number format of the file",
     "model.v_prediction": "Velocity prediction",
     "training.min_snr_gamma": "Min-SNR gamma",

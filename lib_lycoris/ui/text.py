@@ -25,6 +25,8 @@ _PHASES = {
     "idle": "Nothing is being trained.",
     "preparing": "Preparing: loading the model and the pictures",
     "running": "Training",
+    "pausing": "Pausing: it is being saved",
+    "paused": "Paused: everything is saved, the model is free for pictures",
     "stopping": "Stopping: the network is being saved",
     "done": "Done",
     "stopped": "Stopped, and saved",
@@ -51,6 +53,8 @@ def progress(state: Mapping[str, Any]) -> str:
     step, steps = state.get("step") or 0, state.get("steps") or 0
     if phase != "idle" and state.get("name"):
         words[0] += f" ({state['name']})"
+    if state.get("doing"):
+        words.append(str(state["doing"]))
     if step:
         words.append(f"step {step} of {steps}")
         if state.get("loss") is not None:

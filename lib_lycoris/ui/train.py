@@ -20,6 +20,7 @@ REST = {
     "data": "More about the pictures",
     "network": "More about the network",
     "training": "More about the training",
+    "validation": "Validation: is it learning or memorising?",
     "output": "More about the result",
     "model": "More about the model",
 }
@@ -28,6 +29,11 @@ _HINT = (
     "Put 5 to 50 pictures into one folder, and beside each a text file of the same name that says what it shows (cat.png, cat.txt). "
     "Give what is new a word of its own in every text, and use that word in the prompt later."
 )
+
+
+_BUSY = ("preparing", "running", "pausing", "paused", "stopping")
+_RESUMABLE = ("paused", "stopped", "failed")
+_PAUSE, _RESUME = "Pause", "Resume"
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class TrainPage:
         check: takes a config, gives in words what would happen.
         defaults: what fields start with, by key, where that differs from the config's own defaults.
         fixed: keys that the host decides; they get no field.
+        pause: asks the running training to save and free the model.
+        resume: goes on with the training that is paused, or was stopped or failed last; without these two there is no such button.
         polls: whether the page may ask for the state by itself; else there is a Refresh button (gradio 3.41 without its queue).
     """
 
@@ -51,6 +59,8 @@ class TrainPage:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     fixed: Sequence[str] = ("model.checkpoint",)
     polls: bool = True
+    pause: Callable[[], Any] | None = None
+    resume: Callable[[], Any] | None = None
 
 
 def train_settings(page: TrainPage) -> list[Setting]:
@@ -72,6 +82,7 @@ def draw_train(blocks: gr.Blocks, page: TrainPage) -> Form:
                 check = gr.Button("Check", elem_id="lycoris_check")
                 start = gr.Button("Start", variant="primary", elem_id="lycoris_start")
                 stop = gr.Button("Stop and save", interactive=False, elem_id="lycoris_stop")
+                pause = gr.Button(_PAUSE, interactive=False, elem_id="lycoris_pause", visible=page.pause is not None)
                 refresh = gr.Button("Refresh", elem_id="lycoris_refresh", visible=not page.polls)
             problem = gr.HTML(elem_id="lycoris_train_problem", elem_classes=["lycoris-problem"])
             plan = gr.Textbox(label="What would happen", lines=4, max_lines=14, visible=False, interactive=False, elem_id="lycoris_plan")
@@ -81,7 +92,7 @@ def draw_train(blocks: gr.Blocks, page: TrainPage) -> Form:
                              elem_id="lycoris_tag")
             log = gr.Textbox(label="Log", lines=6, max_lines=12, interactive=False, elem_id="lycoris_log")
     seen = gr.State("")
-    shown = [progress, curve, tag, log, start, stop, seen]
+    shown = [progress, curve, tag, log, start, stop, pause, seen]
     look = make_look(page)
     quiet = {"queue": False, "show_progress": "hidden" if compat.HAS_TIMER else False, "api_name": False}
 
@@ -94,7 +105,8 @@ def draw_train(blocks: gr.Blocks, page: TrainPage) -> Form:
     check.click(check_training, form.components(), [plan, problem], **quiet)
     started = start.click(start_training, form.components(), [problem], **quiet)
     stopped = stop.click(lambda: _told(page.stop), [], [problem], **quiet)
-    for event in (started, stopped):
+    paused = pause.click(lambda: _told(lambda: _pause_or_resume(page)), [], [problem], **quiet)
+    for event in (started, stopped, paused):
         event.then(look, [seen], shown, **quiet)
     refresh.click(look, [seen], shown, **quiet)
     if page.polls:
@@ -119,6 +131,13 @@ def _told(work: Callable[[], Any]) -> str:
     return ""
 
 
+def _pause_or_resume(page: TrainPage) -> None:
+    """Does what the button says."""
+    work = page.resume if page.state()["phase"] in _RESUMABLE else page.pause
+    if work is not None:
+        work()
+
+
 def make_look(page: TrainPage) -> Callable[[str], list[Any]]:
     """The function that a page polls: what to show, or nothing to change when it shows that already."""
 
@@ -126,11 +145,13 @@ def make_look(page: TrainPage) -> Callable[[str], list[Any]]:
         state = page.state()
         version = str(state.get("version"))
         if version == seen:
-            return [gr.update() for _ in range(7)]
-        busy = state["phase"] in ("preparing", "running", "stopping")
+            return [gr.update() for _ in range(8)]
+        phase = state["phase"]
+        busy = phase in _BUSY
         return [
             text.progress(state), _curve(state), gr.update(value=state.get("tag") or "", visible=bool(state.get("tag"))),
-            "\n".join(state.get("log", ())), gr.update(interactive=not busy), gr.update(interactive=busy and state["phase"] != "stopping"), version,
+            "\n".join(state.get("log", ())), gr.update(interactive=not busy), gr.update(interactive=busy and phase != "stopping"),
+            gr.update(value=_RESUME if phase in _RESUMABLE else _PAUSE, interactive=phase in ("preparing", "running", *_RESUMABLE)), version,
         ]
 
     return look

@@ -13,7 +13,7 @@ import torch
 from modules import hashes, patches, sd_models, sd_unet, shared
 from torch import nn
 
-from lib_lycoris.errors import CheckpointError, NetworkFileError
+from lib_lycoris.errors import CheckpointError, ConfigError, NetworkFileError, shown
 from lib_lycoris.files.safetensors import read_header
 
 
@@ -45,6 +45,78 @@ def loaded_model() -> Any | None:
 def loaded_checkpoint() -> Any:
     """The host's description of the checkpoint that is loaded, or None; two equal ones are the same file."""
     return getattr(loaded_model(), "sd_checkpoint_info", None)
+
+
+def is_loaded(info: Any) -> bool:
+    """Whether the checkpoint with this description is loaded; the host makes new descriptions whenever it looks through its folders."""
+    loaded = loaded_checkpoint()
+    return loaded is not None and loaded.filename == info.filename
+
+
+def find_checkpoint(name: str | None) -> Any:
+    """The host's description of the checkpoint with that name, title, hash or path; of the one that the next picture is made with for None.
+
+    Raises:
+        ConfigError: there is none, or none that the name means.
+    """
+    if name is None:
+        try:
+            return loaded_checkpoint() or sd_models.select_checkpoint()
+        except FileNotFoundError as error:
+            raise ConfigError("the WebUI has no checkpoint: put one into models/Stable-diffusion") from error
+    same = [info for info in sd_models.checkpoints_list.values() if os.path.abspath(info.filename) == os.path.abspath(name)]
+    found = same[0] if same else sd_models.checkpoint_aliases.get(name)
+    if found is None:
+        raise ConfigError(f"model.checkpoint = {shown(name)}: the WebUI knows no such checkpoint; leave it out for the one that is loaded")
+    return found
+
+
+def find_loaded(name: str | None) -> Any:
+    """The host's description of the checkpoint that is loaded.
+
+    Raises:
+        ConfigError: none is, or another one than the name means.
+    """
+    loaded = loaded_checkpoint()
+    if loaded is None or (name is not None and not is_loaded(find_checkpoint(name))):
+        raise ConfigError(f"{shown(name or 'a checkpoint')} is not loaded: choose it in the WebUI and make a picture, then look again")
+    return loaded
+
+
+def load_checkpoint(info: Any) -> Any:
+    """The model of that checkpoint, loaded where another one was; the user's choice in the settings stays. Only while nobody else uses the model.
+
+    Raises:
+        CheckpointError: it can't be loaded.
+    """
+    sd_models.model_data.get_sd_model()  # waits for a load in another thread
+    if not is_loaded(info):
+        with sd_models.SkipWritingToConfig():
+            sd_models.reload_model_weights(info=info)
+    if not is_loaded(info):
+        raise CheckpointError(f"the checkpoint {info.name_for_extra} could not be loaded: the console says why")
+    return loaded_model()
+
+
+def find_vae(name: str | None) -> str | None:
+    """The file of an autoencoder, given as a path or as the host lists it; None for None.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name is None:
+        return None
+    from modules import sd_vae
+
+    path = sd_vae.vae_dict.get(name, name)
+    if not os.path.isfile(path):
+        raise ConfigError(f"model.vae = {shown(name)}: no such file, and the WebUI lists none of that name; leave it out for the one that is chosen")
+    return path
+
+
+def half_precision(model: Any) -> bool:
+    """Whether the model's weights are in half precision."""
+    return next(model.model.diffusion_model.parameters()).dtype == torch.float16
 
 
 def trees_of(model: Any) -> Trees:

@@ -43,9 +43,15 @@ class Desk:
         self.stopped = True
         return self.state()
 
+    def pause(self):
+        return {"phase": "pausing"}
+
+    def resume(self, config):
+        return {"phase": "preparing", "config": config}
+
     def callables(self, generate=None):
-        return Callables(networks=lambda: [{"name": "dog", "bytes": 3}], train=self.train, state=self.state, stop=self.stop, generate=generate,
-                         network=self.network, remark=self.remark, delete=self.delete)
+        return Callables(networks=lambda: [{"name": "dog", "bytes": 3}], train=self.train, state=self.state, stop=self.stop, pause=self.pause,
+                         resume=self.resume, generate=generate, network=self.network, remark=self.remark, delete=self.delete)
 
     def network(self, name):
         if name.startswith("no "):
@@ -146,8 +152,17 @@ def test_the_openapi_page_describes_every_route():
     paths = client(Desk(), generate=dict).get("/openapi.json").json()["paths"]
     assert {path: sorted(methods) for path, methods in paths.items()} == {
         "/lycoris/v1/networks": ["get"], "/lycoris/v1/networks/{name}": ["delete", "get", "patch"],
-        "/lycoris/v1/train": ["get", "post"], "/lycoris/v1/train/stop": ["post"], "/lycoris/v1/generate": ["post"],
+        "/lycoris/v1/train": ["get", "post"], "/lycoris/v1/train/stop": ["post"], "/lycoris/v1/train/pause": ["post"],
+        "/lycoris/v1/train/resume": ["post"], "/lycoris/v1/generate": ["post"],
     }
+
+
+def test_a_training_is_paused_and_resumed_with_a_config_or_without():
+    asked = client(Desk())
+    assert asked.post("/lycoris/v1/train/pause").json() == {"phase": "pausing"}
+    assert asked.post("/lycoris/v1/train/resume").json() == {"phase": "preparing", "config": None}
+    assert asked.post("/lycoris/v1/train/resume", json={"output": {"name": "dog"}}).json()["config"] == {"output": {"name": "dog"}}
+    assert asked.post("/lycoris/v1/train/resume", content=b"[]").status_code == 400
 
 
 @pytest.mark.parametrize(("written", "name"), [("dog", "dog"), ("animals/dog", "animals/dog"), ("animals%2Fdog", "animals/dog"), ("a%20b%3Fc%23d", "a b?c#d"),

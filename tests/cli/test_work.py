@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lib_lycoris.cli import main
+from lib_lycoris.files.safetensors import read_header
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,8 +31,9 @@ def test_what_train_saves_generate_uses(config_file, tiny_checkpoint, tmp_path, 
 
     assert main.main(["train", str(config_file), "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["step"] for line in lines[:-1]] == [1, 2, 3]
-    assert all({"step", "loss", "lr", "seconds"} <= set(line) for line in lines[:-1])
+    steps = [line for line in lines if "phase" not in line][:-1]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    assert all({"step", "loss", "lr", "seconds"} <= set(line) for line in steps)
     network = tmp_path / "outputs" / "zorb.safetensors"
     assert (lines[-1]["done"]["path"], lines[-1]["done"]["steps"], lines[-1]["done"]["stopped"]) == (str(network), 3, False)
 
@@ -53,12 +55,19 @@ def test_what_train_saves_generate_uses(config_file, tiny_checkpoint, tmp_path, 
         assert picture.size == (64, 64)
 
 
+def read_until_step(stream):
+    """The first line that tells of a step; a slow machine tells of its preparations before."""
+    return next(line for line in map(json.loads, stream) if "step" in line)["step"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a whole console")
-def test_ctrl_c_ends_with_130_after_saving_and_resume_goes_on(config_file):
-    command = [sys.executable, "-m", "lib_lycoris", "train", str(config_file), "--json", "--set", "training.steps=100000"]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_a_clusters_sigterm_ends_with_130_after_saving_and_resume_goes_on(config_file, number):
+    command = [sys.executable, "-m", "lib_lycoris", "train", str(config_file), "--json", "--set", "validation.share=0.3", "--set", "validation.every=1",
+               "--set", "training.steps=100000"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8") as process:
-        assert json.loads(process.stdout.readline())["step"] == 1
-        process.send_signal(signal.SIGINT)
+        assert read_until_step(process.stdout) == 1
+        process.send_signal(number)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     done = json.loads(out.splitlines()[-1])["done"]
@@ -66,7 +75,24 @@ def test_ctrl_c_ends_with_130_after_saving_and_resume_goes_on(config_file):
     assert Path(done["path"]).is_file()
     assert f"interrupted: saved {done['path']} after {done['steps']} steps" in err
     assert "Traceback" not in err
+    if number == signal.SIGTERM:
+        return
     command[-1] = f"training.steps={done['steps'] + 1}"
     more = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
     assert more.returncode == 0, more.stderr
-    assert json.loads(more.stdout.splitlines()[0])["step"] == done["steps"] + 1
+    first = next(line for line in map(json.loads, more.stdout.splitlines()) if "step" in line)
+    assert first["step"] == done["steps"] + 1
+    assert first["validation"] == json.loads(more.stdout.splitlines()[-1])["done"]["validation"][-1][1]
+
+
+def test_two_processes_that_accelerate_launched_train_one_network(config_file, tmp_path):
+    pytest.importorskip("accelerate")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+               "--dynamo_backend", "no", "--main_process_port", "0", "-m", "lib_lycoris", "train", str(config_file), "--json"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, encoding="utf-8", check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in map(json.loads, done.stdout.splitlines()) if "phase" not in line]
+    assert [line.get("step") for line in lines] == [1, 2, 3, None]  # the second says nothing
+    assert lines[-1]["done"]["path"] == str(tmp_path / "outputs" / "zorb.safetensors")
+    assert json.loads(read_header(lines[-1]["done"]["state"]).metadata["lyco_state"])["numbers"]["processes"] == 2

@@ -28,7 +28,7 @@ FULL = TrainingFacts(
     schedule="cosine",
     precision="fp32",
     seed=3,
-    clip_skip=1,
+    clip_skip=1, validation_loss=0.25,
     started=1_700_000_000.0,
     finished=1_700_000_060.0,
     trigger_words=("cat", "sitting"),

@@ -81,3 +81,10 @@ def test_chunks_are_the_slow_ones(segments, backtrack):
     found = chunk(text, backtrack=backtrack)
     assert [c.tokens for c in found] == [(START, *ids, *[END] * (76 - len(ids))) for ids in expected]
     assert all(set(c.weights) == {1.0} and len(c.weights) == 77 for c in found)
+
+
+def test_a_chunk_is_filled_up_after_its_end_token_with_what_is_said():
+    (chunk,) = make_chunks("abc", lambda text: [ord(letter) for letter in text], None, 1, 2, filling=0)
+    assert chunk.tokens == (1, 97, 98, 99, 2, *[0] * 72) and chunk.weights == (1.0,) * 77
+    full, = make_chunks("a" * 75, lambda text: [ord(letter) for letter in text], None, 1, 2, filling=0)
+    assert full.tokens == (1, *[97] * 75, 2)

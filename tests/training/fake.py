@@ -25,10 +25,10 @@ class Attention(nn.Module):
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
-        self.attn2 = Attention(WIDTH)
+        self.norm2, self.attn2 = nn.LayerNorm(WIDTH), Attention(WIDTH)
 
     def forward(self, x, context):
-        return x + self.attn2(x, context)
+        return x + self.attn2(self.norm2(x), context)
 
 
 class Transformer(nn.Module):
@@ -47,10 +47,10 @@ class Resnet(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv1, self.time_emb_proj, self.conv2 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.Linear(4, WIDTH), nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
-        self.dropout = nn.Dropout(0.5)
+        self.norm1, self.dropout = nn.GroupNorm(2, WIDTH), nn.Dropout(0.5)
 
     def forward(self, x, time):
-        return x + self.conv2(self.dropout(F.silu(self.conv1(x) + self.time_emb_proj(time)[:, :, None, None])))
+        return x + self.conv2(self.dropout(F.silu(self.conv1(self.norm1(x)) + self.time_emb_proj(time)[:, :, None, None])))
 
 
 class Level(nn.Module):

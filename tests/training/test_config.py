@@ -19,7 +19,9 @@ SETTINGS = {item.key: item for item in settings()}
 def values_of(item):
     """A strategy for values that the setting takes."""
     if item.key == "output.name":
-        plain = st.text("abcXYZ019-_äß (1)", min_size=1, max_size=20).filter(lambda text: text == text.strip() and text)
+        plain = st.builds("{}{}z".format, st.sampled_from("aZ0_ß"), st.text("abcXYZ019-_äß (1)", max_size=20))
+    elif item.key in ("network.block_ranks", "training.block_learning_rates"):
+        plain = st.lists(st.builds("{}={}".format, st.sampled_from(["mid_block", "*attn2*", "a=b"]), st.integers(1, 99)), max_size=3)
     elif item.choices:
         one = st.sampled_from(item.choices)
         plain = st.lists(one, min_size=1, max_size=4) if item.kind == "list of texts" else one
@@ -31,27 +33,43 @@ def values_of(item):
     elif item.kind == "yes or no":
         plain = st.booleans()
     else:
-        text = st.text(min_size=1, max_size=20).filter(lambda text: text.strip() and text.isprintable())
+        text = st.builds("{}{}".format, st.sampled_from("a/\\'\"ü"), st.text(st.characters(exclude_categories=("C", "Z")) | st.just(" "), max_size=20))
         plain = st.lists(text, max_size=3) if item.kind == "list of texts" else text
     return st.one_of(st.none(), plain) if item.optional else plain
 
 
-def fits_together(sections):
-    training, network = sections["training"], sections["network"]
-    if training["steps"] is not None and (training["epochs"] is not None or training["warmup_steps"] > training["steps"]):
-        return False
-    return network["kind"] == "locon" or (network["conv_rank"] is None and network["conv_alpha"] is None)
+KNOWN_BY = {
+    **dict.fromkeys(("conv_rank", "conv_alpha", "tucker"), ("locon", "loha", "lokr")), "dora": ("lora", "locon", "loha", "lokr"),
+    "rs_lora": ("lora", "locon", "loha", "lokr"), **dict.fromkeys(("factor", "decompose_both", "full_matrix"), ("lokr",)),
+    **dict.fromkeys(("init_rank", "target_rank", "warmup", "final", "interval"), ("adalora",)),
+    "rank_dropout": ("lora", "locon", "loha", "lokr", "adalora"), "dropout": ("lora", "locon", "loha", "lokr", "adalora", "full", "ia3"),
+}
 
 
-def with_one_weighting(sections):
-    training = sections["training"]
-    return {**sections, "training": {**training, "debiased": training["debiased"] and not training["min_snr_gamma"]}}
+def made_to_fit(sections):
+    """Sections that contradict nothing: of two that exclude each other the first stays, what a kind does not know is as it was."""
+    data, network, training = dict(sections["data"]), dict(sections["network"]), dict(sections["training"])
+    training["debiased"] = training["debiased"] and not training["min_snr_gamma"]
+    training["ema"] = 0.0 if training["optimizer"] == "schedule_free" else training["ema"]
+    network["rank_dropout"] = 0.0 if network["full_matrix"] else network["rank_dropout"]
+    network["max_norm"] = None if network["dora"] else network["max_norm"]
+    training["epochs"] = training["epochs"] if training["steps"] is None else None
+    training["warmup_steps"] = min(training["warmup_steps"], training["steps"] or training["warmup_steps"])
+    data["dataset"] = None if data["folders"] else data["dataset"]
+    data["caption_template"] = "{caption}, {name}" if data["caption_template"] else None
+    data["bucket_min"], data["bucket_max"] = None, None
+    for name, kinds in KNOWN_BY.items():
+        if network["kind"] not in kinds:
+            network[name] = SETTINGS[f"network.{name}"].default
+    if network["init_rank"] is not None:
+        network["init_rank"] = max(network["init_rank"], network["target_rank"] or network["rank"])
+    return {**sections, "data": data, "network": network, "training": training}
 
 
 sections = st.fixed_dictionaries({
     section: st.fixed_dictionaries({item.name: values_of(item) for item in SETTINGS.values() if item.section == section})
     for section in {item.section for item in SETTINGS.values()}
-}).map(with_one_weighting).filter(fits_together)
+}).map(made_to_fit)
 
 
 @given(sections)
@@ -110,11 +128,11 @@ def test_set_leaves_the_config_itself_alone():
     ("data.folders", 3, "data.folders = 3: expected a list of texts"),
     ("data.folders", '["a"', "expected a list of texts"),
     ("network.text_encoder", "maybe", "expected true or false"),
-    ("network.kind", "loha", "not yet"),
+    ("network.kind", "adapter", "not yet"),
     ("network.kind", "locom", 'did you mean "locon"?'),
     ("network.targets", "q,kk", 'did you mean "k"?'),
     ("network.targets", "[]", "nothing would be trained"),
-    ("training.optimizer", "prodigy", "not yet"),
+    ("training.optimizer", "prodigi", "did you mean"),
     ("training.precision", "fp8", "expected one of"),
     ("training.seed", "-1", "training.seed = -1"),
     ("output.name", "a/b", "output.name"),

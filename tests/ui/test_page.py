@@ -170,12 +170,15 @@ def test_a_look_at_what_is_shown_already_changes_nothing():
     assert all(value == gr.update() for value in unchanged)
 
 
-@pytest.mark.parametrize(("phase", "may_start", "may_stop"), [
-    ("idle", True, False), ("preparing", False, True), ("running", False, True), ("stopping", False, False), ("done", True, False), ("failed", True, False),
+@pytest.mark.parametrize(("phase", "may_start", "may_stop", "pause"), [
+    ("idle", True, False, None), ("preparing", False, True, "Pause"), ("running", False, True, "Pause"), ("pausing", False, True, None),
+    ("paused", False, True, "Resume"), ("stopping", False, False, None), ("done", True, False, None), ("stopped", True, False, "Resume"),
+    ("failed", True, False, "Resume"),
 ])
-def test_start_and_stop_can_be_pressed_only_when_they_would_work(phase, may_start, may_stop):
+def test_buttons_can_be_pressed_only_when_they_would_work(phase, may_start, may_stop, pause):
     shown = make_train_look(Desk(JobState(version=1, phase=phase)).page())("")
-    assert (shown[4]["interactive"], shown[5]["interactive"]) == (may_start, may_stop)
+    assert (shown[4]["interactive"], shown[5]["interactive"], shown[6]["interactive"]) == (may_start, may_stop, pause is not None)
+    assert pause is None or shown[6]["value"] == pause
 
 
 def test_start_hands_over_the_config_and_shows_an_error_as_text():

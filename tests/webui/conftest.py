@@ -58,6 +58,12 @@ def lowvram_webui(tmp_path):
 
 
 @pytest.fixture(scope="module")
+def medvram_webui(tmp_path_factory):
+    """A headless one that has one part of the model on the device at a time."""
+    yield from start_real(tmp_path_factory.mktemp("medvram"), 2, ("--nowebui", "--medvram"))
+
+
+@pytest.fixture(scope="module")
 def stand_in_webui(tmp_path_factory):
     """The stand-in, in this process: it patches torch's classes as the host does, so it must not live on into other rooms' tests."""
     webui = StandIn(tmp_path_factory.mktemp("stand-in"))

@@ -113,6 +113,10 @@ class RealWebUI:
         """A digest of the empty prompt's encoding, as the host makes it after a load."""
         return self.ask("/probe/v1/empty-cond", {})
 
+    def interrupt(self) -> None:
+        """What the button Interrupt does."""
+        self.ask("/sdapi/v1/interrupt", {})
+
     def set_options(self, **options: Any) -> None:
         """Changes the WebUI's settings."""
         self.ask("/sdapi/v1/options", options)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import sys
+import urllib.error
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ class StandIn:
         self._modules_before = set(sys.modules)
         sys.path.insert(0, str(HERE / "fake_host"))
         import networks
-        from modules import extra_networks, script_callbacks, sd_models, shared, tiny_model
+        from modules import call_queue, extra_networks, script_callbacks, sd_models, shared, tiny_model  # noqa: F401
 
         self._builtin, self._extra_networks, self._callbacks = networks, extra_networks, script_callbacks
         self._models, self._shared = sd_models, shared
@@ -59,10 +61,12 @@ class StandIn:
         if init is not None:
             wanted["init_images"] = [_latents(init.pictures[0])]
         p = processing.StableDiffusionProcessing(self._scripts, wanted)
-        try:
-            latents, texts = processing.process_images(p)
-        finally:
-            p.close()
+        with sys.modules["modules.call_queue"].queue_lock:
+            self._shared.state.begin("picture")
+            try:
+                latents, texts = processing.process_images(p)
+            finally:
+                p.close()
         return Reply([self.decode(each) for each in latents], list(p.comments), p.extra_generation_params, "\n".join(texts))
 
     @staticmethod
@@ -90,8 +94,7 @@ class StandIn:
 
     def break_at(self, step: int, what: str, layer: str = "") -> None:
         """Has the next picture's sampling break at a step."""
-        self._probe.plan.clear()
-        self._probe.plan.update(step=step, what=what, layer=layer)
+        self._probe.set_break({"step": step, "what": what, "layer": layer})
 
     def model(self) -> dict[str, Any]:
         """What is on the model: hooks, the parameters' bits and identities."""
@@ -113,6 +116,28 @@ class StandIn:
         """What the button Reload UI does."""
         self._callbacks.run("script_unloaded")
         self._start()
+
+    def ask(self, path: str, body: Any = None) -> Any:
+        """The JSON that a route answers with: POST with a body, else GET."""
+        if self._client is None:
+            from fastapi import FastAPI
+            from fastapi.testclient import TestClient
+
+            app = FastAPI()
+            self._callbacks.run("app_started", None, app)
+            self._client = TestClient(app, "http://127.0.0.1:7860")
+        answer = self._client.get(path) if body is None else self._client.post(path, json=body)
+        if answer.status_code >= 400:
+            raise urllib.error.HTTPError(path, answer.status_code, answer.reason_phrase, {}, io.BytesIO(answer.content))
+        return answer.json()
+
+    def take_model_away(self) -> None:
+        """Loads another checkpoint without asking whether the model is in use, as an extension may."""
+        self._models.reload_model_weights(self.own_config)
+
+    def interrupt(self) -> None:
+        """What the button Interrupt does."""
+        self._shared.state.interrupt()
 
     def close(self) -> None:
         """Ends the stand-in; nothing of it stays in the process."""
@@ -136,6 +161,7 @@ class StandIn:
         self._extra_networks.initialize()
         sys.modules["modules.ui_extra_networks"].initialize()
         self._callbacks.run("before_ui")
+        self._client = None
 
 
 DEFAULTS = {"seed": 1, "steps": 4, "n_iter": 1, "batch_size": 1, "negative_prompt": "", "sampler_name": "Euler", "cfg_scale": 2.0, "init": None,

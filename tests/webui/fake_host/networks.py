@@ -116,12 +116,16 @@ def undo():
         patches.undo("lora_patches", kind, "_load_from_state_dict")
 
 
+def load_networks(names):
+    loaded_networks[:] = [Loaded(name, 1.0, 1.0) for name in names]
+
+
 class ExtraNetworkLora(extra_networks.ExtraNetwork):
     def __init__(self):
         super().__init__("lora")
 
     def activate(self, p, params_list):
-        loaded_networks.clear()
+        load_networks([])
         for params in params_list:
             te = float(params.named.get("te", params.positional[1] if len(params.positional) > 1 else 1.0))
             unet = float(params.named.get("unet", params.positional[2] if len(params.positional) > 2 else te))

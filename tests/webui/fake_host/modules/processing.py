@@ -1,6 +1,7 @@
 """A picture's way through the host, from its prompts to its latents: every call to scripts, networks and caches in the host's order."""
 
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from modules import extra_networks, prompt_parser, sd_models, sd_samplers, sd_samplers_common, shared
@@ -104,12 +105,22 @@ class StableDiffusionProcessing:
         return latents
 
 
+class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
+    """A picture without a user interface, as a program asks for it."""
+
+    def __init__(self, sd_model, override_settings, **settings):
+        plain = {"n_iter": 1, "batch_size": 1, "enable_hr": False, "hr_prompt": "", "hr_negative_prompt": "", "refiner_checkpoint": None,
+                 "disable_extra_networks": False}
+        super().__init__([], {**plain, **settings})
+        self.override_settings = override_settings
+
+
 def process_images(p):
     """The latents of all pictures, and a text for each with its prompts and parameters."""
+    checkpoint = getattr(p, "override_settings", {}).get("sd_model_checkpoint", shared.opts.sd_model_checkpoint)
     for script in p.scripts:
         script.before_process(p)
-    shared.state.interrupted = shared.state.skipped = False
-    sd_models.reload_model_weights(shared.opts.sd_model_checkpoint)
+    sd_models.reload_model_weights(checkpoint)
     p.setup_prompts()
     for script in p.scripts:
         script.process(p)
@@ -120,7 +131,7 @@ def process_images(p):
             if shared.state.interrupted:
                 break
             shared.state.skipped = False
-            sd_models.reload_model_weights(shared.opts.sd_model_checkpoint)
+            sd_models.reload_model_weights(checkpoint)
             p.prompts, p.negative_prompts = p.of_batch(p.all_prompts), p.of_batch(p.all_negative_prompts)
             p.seeds = [p.seed + p.iteration * p.batch_size + row for row in range(p.batch_size)]
             for script in p.scripts:
@@ -138,7 +149,18 @@ def process_images(p):
         extra_networks.deactivate(p, p.extra_network_data)
     for script in p.scripts:
         script.postprocess(p, None)
-    return made, texts
+    return Processed(made, texts)
+
+
+class Processed(tuple):
+    """(latents, texts); also with pictures."""
+
+    def __new__(cls, made, texts):
+        return super().__new__(cls, (made, texts))
+
+    @property
+    def images(self):
+        return [Image.fromarray((128 + 60 * latents[:3]).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()) for latents in self[0]]
 
 
 def _infotext(p, index):

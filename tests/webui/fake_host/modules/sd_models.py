@@ -1,5 +1,6 @@
 """Loading: into the same model where the config is the same, into a new one else, or back to one that is kept."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
@@ -7,9 +8,36 @@ import torch
 from modules import extra_networks, script_callbacks, shared
 from modules.tiny_model import TinyModel
 
-model_data = SimpleNamespace(sd_model=None, loaded_sd_models=[])
+model_data = SimpleNamespace(sd_model=None, loaded_sd_models=[], get_sd_model=lambda: model_data.sd_model)
 checkpoints = {}
 """name → (config, state dict)."""
+
+
+class CheckpointInfo:
+    def __init__(self, name):
+        self.name = self.title = self.name_for_extra = self.filename = name
+        self.sha256 = None
+
+    def __eq__(self, other):
+        return isinstance(other, CheckpointInfo) and other.name == self.name
+
+    __hash__ = None
+
+
+class SkipWritingToConfig(nullcontext):
+    """Loads what is asked for; the option stays."""
+
+
+def select_checkpoint():
+    return CheckpointInfo(shared.opts.sd_model_checkpoint)
+
+
+class Checkpoints(dict):
+    def get(self, name, default=None):
+        return CheckpointInfo(name) if name in checkpoints else default
+
+
+checkpoint_aliases, checkpoints_list = Checkpoints(), {}
 
 
 def get_empty_cond(sd_model):
@@ -41,10 +69,11 @@ def load_model(name):
 
 def load_weights(model, name):
     model.load_state_dict(checkpoints[name][1])
-    model.sd_checkpoint_info = SimpleNamespace(name=name)
+    model.sd_checkpoint_info = CheckpointInfo(name)
 
 
-def reload_model_weights(name):
+def reload_model_weights(name=None, info=None):
+    name = info.name if info is not None else name
     model, limit = model_data.sd_model, shared.opts.sd_checkpoints_limit
     if model is not None and model.sd_checkpoint_info.name == name:
         return

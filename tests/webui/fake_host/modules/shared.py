@@ -16,8 +16,16 @@ class Options:
 
 
 class State:
-    interrupted = skipped = False
-    sampling_step = 0
+    interrupted = skipped = stopping_generation = False
+    sampling_step = sampling_steps = job_no = job_count = 0
+    job, textinfo = "", None
+
+    def begin(self, job):
+        self.interrupted = self.skipped = self.stopping_generation = False
+        self.job, self.job_no, self.job_count, self.textinfo = job, 0, -1, None
+
+    def end(self):
+        self.job, self.job_count = "", 0
 
     def interrupt(self):
         self.interrupted = True
@@ -30,7 +38,8 @@ class State:
 
 
 opts = Options()
-cmd_opts = SimpleNamespace(api_auth=None, lowvram=False)
+cmd_opts = SimpleNamespace(api_auth=None, lowvram=False, api=True, no_prompt_history=False)
+loaded_hypernetworks = []
 state = State()
 models_path = None
 

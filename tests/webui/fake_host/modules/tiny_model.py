@@ -128,8 +128,32 @@ class TextLayer(nn.Module):
         return x + self.mlp.fc2(functional.gelu(self.mlp.fc1(self.layer_norm2(x))))
 
 
+class Autoencoder(nn.Module):
+    """Eight pixels become one cell, as they are in the mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.AvgPool2d(8), nn.Conv2d(3, 8, 1))
+        self.quant_conv = nn.Conv2d(8, 8, 1)
+
+
+class Texts(nn.Module):
+    """The host's wrapper round a text encoder."""
+
+    def forward(self, prompts):
+        """[B, T, CONTEXT]: T is the number of TOKENS that the longest needs, in whole multiples."""
+        words = [[zlib.crc32(word.encode()) % 96 + 1 for word in prompt.split()] for prompt in prompts]
+        length = max(1, *(-(-len(each) // TOKENS) for each in words)) * TOKENS
+        text = self.wrapped.transformer.text_model
+        x = text.embeddings.token_embedding(torch.tensor([each + [0] * (length - len(each)) for each in words]))
+        for layer in text.encoder.layers:
+            x = layer(x)
+        return text.final_layer_norm(x)
+
+
 class TinyModel(nn.Module):
-    is_sdxl = is_sd3 = False
+    is_sdxl = is_sd3 = lowvram = False
+    parameterization, scale_factor = "eps", 0.18215
 
     def __init__(self):
         super().__init__()
@@ -141,20 +165,14 @@ class TinyModel(nn.Module):
         text.encoder = nn.Module()
         text.encoder.layers = nn.ModuleList([TextLayer(), TextLayer()])
         text.final_layer_norm = nn.LayerNorm(CONTEXT)
-        self.cond_stage_model = nn.Module()
+        self.first_stage_model = Autoencoder()
+        self.cond_stage_model = Texts()
         self.cond_stage_model.wrapped = nn.Module()
         self.cond_stage_model.wrapped.transformer = nn.Module()
         self.cond_stage_model.wrapped.transformer.text_model = text
 
     def get_learned_conditioning(self, prompts):
-        """[B, T, CONTEXT]: T is the number of TOKENS that the longest needs, in whole multiples."""
-        words = [[zlib.crc32(word.encode()) % 96 + 1 for word in prompt.split()] for prompt in prompts]
-        length = max(1, *(-(-len(each) // TOKENS) for each in words)) * TOKENS
-        text = self.cond_stage_model.wrapped.transformer.text_model
-        x = text.embeddings.token_embedding(torch.tensor([each + [0] * (length - len(each)) for each in words]))
-        for layer in text.encoder.layers:
-            x = layer(x)
-        return text.final_layer_norm(x)
+        return self.cond_stage_model(prompts)
 
     def apply_model(self, x, t, cond):
         return self.model.diffusion_model(x, t, cond)

@@ -99,6 +99,11 @@ def at_step(params):
     if wanted["what"] in ("interrupt", "skip"):
         getattr(shared.state, wanted["what"])()
         return
+    break_in(wanted)
+
+
+def break_in(wanted):
+    """Has the layer's next forward fail."""
     kind = {"exception": RuntimeError, "interrupt in a layer": InterruptedException}[wanted["what"]]
 
     def pre_hook(module, args):
@@ -106,6 +111,45 @@ def at_step(params):
         raise kind("the probe fails on purpose")
 
     handle = dict(modules())[wanted["layer"]].register_forward_pre_hook(pre_hook)
+
+
+def compare(texts, size):
+    """What our backbone makes of texts, a picture and latents, and the host's own methods: for each the largest difference, and the largest number."""
+    from modules.prompt_parser import SdConditioning
+
+    from lib_lycoris.training.config import TrainConfig
+    from lib_lycoris.training.material import Framing
+    from lib_lycoris.webui import host
+    from lib_lycoris.webui.backbone import WebUIBackbone
+
+    model, ours = sd_models.model_data.sd_model, WebUIBackbone(TrainConfig(), host.loaded_checkpoint())
+    width, height = size
+    theirs = model.get_learned_conditioning(SdConditioning(texts, width=width, height=height))
+    mine = ours.encode_captions(texts)
+    random = torch.Generator().manual_seed(1)
+    x, picture = torch.randn(len(texts), 4, 8, 8, generator=random), torch.rand(1, 3, 64, 64, generator=random) * 2 - 1
+    t = torch.arange(len(texts)) * 300 + 50
+    framings = {"framings": [Framing((height, width), (0, 0), (height, width))] * len(texts)} if ours.framed else {}
+    answer = model.apply_model(x, t, theirs if isinstance(theirs, dict) else {"c_crossattn": [theirs]})
+    torch.manual_seed(5)
+    latents = model.get_first_stage_encoding(model.encode_first_stage(picture))
+    pairs = {
+        "texts": (mine["crossattn"] if ours.framed else mine, theirs["crossattn"] if ours.framed else theirs),
+        "answer": (ours.predict(x, t, mine, **framings), answer),
+        "latents": (ours.encode_pictures(picture, torch.Generator().manual_seed(5)), latents),
+        "schedule": (ours.alphas_cumprod, model.alphas_cumprod.cpu().float()),
+    }
+    found = {name: (float((one - other).abs().max()), float(other.abs().max())) for name, (one, other) in pairs.items()}
+    return {"found": found, "base model": ours.base_model, "prediction": ours.prediction}
+
+
+def set_break(wanted):
+    """Plans a break in a picture's step; in a training it is the next forward of the layer."""
+    plan.clear()
+    if wanted["step"] == "training":
+        break_in(wanted)
+    else:
+        plan.update(wanted)
 
 
 def routes(demo, app):
@@ -128,8 +172,7 @@ def routes(demo, app):
 
     @app.post("/probe/v1/plan")
     def set_plan(wanted: dict = Body()):  # noqa: B008
-        plan.clear()
-        plan.update(wanted)
+        set_break(wanted)
 
     @app.post("/probe/v1/prompts")
     def set_prompts(wanted: dict = Body()):  # noqa: B008
@@ -145,6 +188,11 @@ def routes(demo, app):
     def empty_cond():
         with torch.no_grad():
             return hashlib.sha256(sd_models.get_empty_cond(sd_models.model_data.sd_model).cpu().numpy().tobytes()).hexdigest()
+
+    @app.post("/probe/v1/backbone")
+    def compare_backbone(wanted: dict = Body()):  # noqa: B008
+        with torch.no_grad():
+            return compare(wanted["texts"], wanted["size"])
 
     @app.post("/probe/v1/reload-ui")
     def reload_ui():

@@ -23,7 +23,7 @@ def make_grid(rows: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence
     columns = max((len(pictures) for _, pictures in rows), default=0)
     if columns == 0:
         raise ValueError("a picture grid needs at least one picture")
-    font = ImageFont.load_default(13)
+    font = _font()
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     left = max(_width(draw, font, line) for name, _ in rows for line in name.split("\n")) + 2 * _GAP
     wrapped = [_wrap(draw, font, title, tile) for title in titles]
@@ -39,6 +39,13 @@ def make_grid(rows: Sequence[tuple[str, Sequence[np.ndarray]]], titles: Sequence
             way = Image.Resampling.NEAREST if picture.shape[0] < tile else Image.Resampling.LANCZOS
             grid.paste(Image.fromarray(picture).resize((tile, tile), way), (left + column * (tile + _GAP), y))
     return grid
+
+
+def _font() -> ImageFont.ImageFont:
+    try:
+        return ImageFont.load_default(13)
+    except TypeError:  # Pillow below 10.1, the WebUI's, has one size
+        return ImageFont.load_default()
 
 
 def _width(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, text: str) -> int:

@@ -1,0 +1,154 @@
+"""A low-rank product added to a layer's output in training, with a backward pass that keeps little: its inner [N,R] and, where it must, the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .kept import recipe
+from .precision import as_given
+
+_CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+Geometry = tuple[Sequence[int], Sequence[int], Sequence[int]]
+"""Stride, padding and dilation of a convolution."""
+
+
+def add_product(
+    output: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float = 1.0, values: Tensor | None = None, geometry: Geometry | None = None
+) -> Tensor:
+    """output + scale · up · diag(values) · down · x as a new tensor, in one product less than adding it would take; of output's dtype.
+
+    Args:
+        output: [...,O] of a linear layer, or [B,O,H',W'] of a convolution that is not grouped.
+        x: the layer's input, [...,I] or [B,I,H,W].
+        down: [R,I], or [R,I,K,K].
+        up: [O,R].
+        scale: of the product.
+        values: [R] between the two; None: ones.
+        geometry: of the convolution; None for a linear layer.
+    """
+    dtype = output.dtype
+    factors = [None if factor is None else factor.to(dtype) for factor in (x, down, up, values)]
+    return _Added.apply(output, *factors, scale, geometry)
+
+
+def add_made_product(
+    output: Tensor, x: Tensor, make: Callable[[], tuple[Tensor, Tensor]], parameters: Sequence[Tensor], scale: float = 1.0, geometry: Geometry | None = None
+) -> Tensor:
+    """The same for factors (up, down) that are themselves made of `parameters`: they are made anew for the backward pass, so that none of them is kept."""
+    return _AddedMade.apply(output, x.to(output.dtype), make, scale, geometry, *parameters)
+
+
+class _Added(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, x: Tensor, down: Tensor, up: Tensor, values: Tensor | None, scale: float, geometry: Geometry | None
+    ) -> Tensor:
+        with as_given(x.device.type):
+            inner = _inner(x, down, geometry)
+            total = _plus(output, inner if values is None else inner * _across(values, inner), up, scale)
+        ctx.recipe, ctx.scale, ctx.geometry = recipe(x), scale, geometry
+        ctx.save_for_backward(None if ctx.recipe else x, inner, down, up, values)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner, down, up, values = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        with as_given(gradient.device.type):
+            x = ctx.recipe() if x is None else x
+            outer = _back_inner(gradient, up, ctx.scale, ctx.geometry)
+            by_values = (outer * inner).sum([axis for axis in range(inner.ndim) if axis != 1]) if wanted[4] else None
+            scaled = inner if values is None else inner * _across(values, inner)
+            by_up = _back_up(gradient, scaled, ctx.scale, ctx.geometry) if wanted[3] else None
+            outer = outer if values is None else outer * _across(values, outer)
+            by_x, by_down = _back_down(outer, x, down, ctx.geometry, wanted[1], wanted[2])
+        return gradient if wanted[0] else None, by_x, by_down, by_up, by_values, None, None
+
+
+class _AddedMade(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, x: Tensor, make: Callable[[], tuple[Tensor, Tensor]], scale: float, geometry: Geometry | None, *parameters: Tensor
+    ) -> Tensor:
+        with as_given(x.device.type):
+            up, down = (factor.to(output.dtype) for factor in make())
+            inner = _inner(x, down, geometry)
+            total = _plus(output, inner, up, scale)
+        ctx.recipe, ctx.make, ctx.scale, ctx.geometry = recipe(x), make, scale, geometry
+        ctx.save_for_backward(None if ctx.recipe else x, inner, *parameters)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner, *parameters = ctx.saved_tensors
+        with as_given(gradient.device.type):
+            x = ctx.recipe() if x is None else x
+            with torch.enable_grad():
+                exact = ctx.make()
+            up, down = (factor.detach().to(gradient.dtype) for factor in exact)
+            outer = _back_inner(gradient, up, ctx.scale, ctx.geometry)
+            by_up = _back_up(gradient, inner, ctx.scale, ctx.geometry)
+            by_x, by_down = _back_down(outer, x, down, ctx.geometry, ctx.needs_input_grad[1], True)
+            gradients = torch.autograd.grad(exact, parameters, [own.to(factor) for own, factor in zip((by_up, by_down), exact, strict=True)], allow_unused=True)
+        return gradient if ctx.needs_input_grad[0] else None, by_x, None, None, None, *gradients
+
+
+def _inner(x: Tensor, down: Tensor, geometry: Geometry | None) -> Tensor:
+    """[N,R] of a linear layer, [B,R,H',W'] of a convolution."""
+    if geometry is None:
+        return _rows(x) @ down.t()
+    return _CONVOLUTIONS[down.ndim](x, down, None, *geometry)
+
+
+def _plus(output: Tensor, inner: Tensor, up: Tensor, scale: float) -> Tensor:
+    if inner.ndim == 2:
+        return torch.addmm(_rows(output), inner, up.t(), alpha=scale).view(output.shape)
+    if not output.is_contiguous():  # channels last: places are rows
+        return torch.addmm(_rows(output.movedim(1, -1)), _rows(inner.movedim(1, -1)), up.t(), alpha=scale).view(output.movedim(1, -1).shape).movedim(-1, 1)
+    return torch.baddbmm(output.flatten(2), up.expand(len(output), -1, -1), inner.flatten(2), alpha=scale).view(output.shape)
+
+
+def _back_inner(gradient: Tensor, up: Tensor, scale: float, geometry: Geometry | None) -> Tensor:
+    """The gradient of what was multiplied with `up`."""
+    if geometry is None:
+        return (_rows(gradient) @ up).mul_(scale)
+    if not gradient.is_contiguous():
+        return (_rows(gradient.movedim(1, -1)) @ up).mul_(scale).view(*gradient.movedim(1, -1).shape[:-1], -1).movedim(-1, 1)
+    return torch.matmul(up.t(), gradient.flatten(2)).mul_(scale).view(len(gradient), -1, *gradient.shape[2:])
+
+
+def _back_up(gradient: Tensor, inner: Tensor, scale: float, geometry: Geometry | None) -> Tensor:
+    """The gradient of `up` [O,R]."""
+    if geometry is None:
+        return (_rows(gradient).t() @ inner).mul_(scale)
+    if len(gradient) == 1:
+        return (gradient[0].flatten(1) @ inner[0].flatten(1).t()).mul_(scale)
+    return (_rows(gradient.movedim(1, -1)).t() @ _rows(inner.movedim(1, -1))).mul_(scale)
+
+
+def _back_down(
+    outer: Tensor, x: Tensor, down: Tensor, geometry: Geometry | None, for_x: bool, for_down: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of x and `down` from that of their product."""
+    if geometry is not None:
+        stride, padding, dilation = geometry
+        zeros = [0] * len(stride)
+        by_x, by_down, _ = torch.ops.aten.convolution_backward(
+            outer, x, down, None, stride, padding, dilation, False, zeros, 1, [for_x, for_down, False]
+        )
+        return by_x, by_down
+    return (outer @ down).view(x.shape) if for_x else None, outer.t() @ _rows(x) if for_down else None
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _across(values: Tensor, inner: Tensor) -> Tensor:
+    """[R] shaped to be multiplied with [N,R] or [B,R,H,W]."""
+    return values.reshape(-1, *(1 for _ in inner.shape[2:]))

@@ -1,0 +1,145 @@
+"""AdaLoRA in training: P·Λ·Q on every layer, kept orthogonal, with a budget of ranks that goes where it matters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..networks.adalora import AdaLoRALayer
+from ..networks.low_rank import LowRankLayer
+from .allocator import PARTS, RankAllocator, stacked
+from .config import NetworkSettings
+from .selection import Key
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Of a training, in steps: before the first rank is taken away, after the last, and between two choices."""
+
+    warmup: int
+    final: int
+    interval: int
+
+
+def phases(settings: NetworkSettings, steps: int) -> Phases:
+    """What the settings say, or a tenth, four tenths and a hundredth of the steps; always with at least one step between warm-up and final phase."""
+    final = round(steps * 0.4) if settings.final is None else settings.final
+    warmup = steps // 10 if settings.warmup is None else settings.warmup
+    if settings.warmup is None or settings.final is None:
+        warmup = min(warmup, max(steps - final - 1, 0)) if settings.warmup is None else warmup
+        final = min(final, max(steps - warmup - 1, 0)) if settings.final is None else final
+    return Phases(warmup, final, max(1, steps // 100) if settings.interval is None else settings.interval)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """One factor of layers where it has the same shape, [N,…], as views."""
+
+    names: list[str]
+    values: Tensor
+    gradients: Tensor
+
+
+class AdaLoRAMethod:
+    """Layers with `lora_A` [R,I·K·K] (Q), `lora_E` [R,1] (Λ) and `lora_B` [O,R] (P); ranks that are not worth it get Λ = 0 until a later step revives them.
+
+    Source: Zhang et al. 2023, "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", algorithm 1.
+    """
+
+    def __init__(self, layers: Mapping[Key, AdaLoRALayer], shapes: Mapping[Key, Sequence[int]], allocator: RankAllocator, orthogonality: float):
+        """A method over these layers for weights of these shapes.
+
+        Args:
+            layers: float32, on the model's device.
+            shapes: of the targets' weights, for the file's sake.
+            allocator: made for the layers' ranks, by the names "component.name".
+            orthogonality: γ, the penalty's weight.
+        """
+        self.layers = layers
+        self._shapes = shapes
+        self._allocator = allocator
+        self._orthogonality = orthogonality
+        self._names = {f"{component}.{name}": (component, name) for component, name in layers}
+        self._stacks: list[tuple[str, _Stack]] = []
+
+    @torch.no_grad()
+    def add_penalty(self) -> Tensor:
+        """γ · the layers' mean of ‖PᵀP-I‖² + ‖QQᵀ-I‖² (Frobenius norms) as a number; its gradient 4(QQᵀ-I)Q, and P's likewise, goes to the parameters'.
+
+        The mean, where the paper has the sum: over hundreds of layers the sum would outweigh the pictures, and clipping would take the rest.
+        """
+        self._bind()
+        factor = self._orthogonality / len(self.layers)
+        values = []
+        for part, stack in self._stacks:
+            if part == "lora_E":
+                continue
+            rows, own = (stack.values, stack.gradients) if part == "lora_A" else (stack.values.transpose(1, 2), stack.gradients.transpose(1, 2))
+            off = rows @ rows.transpose(1, 2)
+            off.diagonal(dim1=1, dim2=2).sub_(1)
+            values.append(off.square().sum())
+            own.baddbmm_(off, rows, alpha=4 * factor)
+        return factor * torch.stack(values).sum()
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        self._bind()
+        masks = self._allocator.update(step)
+        if not self._allocator.masks_at(step):
+            return
+        for part, stack in self._stacks:
+            if part == "lora_E":
+                stack.values.mul_(torch.stack([masks[name] for name in stack.names])[..., None])
+
+    def figures(self) -> dict[str, Any]:
+        """{"ranks": {layer: how many are in use}}."""
+        return {"ranks": {name: int(torch.count_nonzero(self.layers[key].lora_E)) for name, key in self._names.items()}}
+
+    def state(self) -> dict[str, Tensor]:
+        return self._allocator.state_dict()
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self._allocator.load_state_dict(tensors)
+        self._stacks = []
+
+    def export_layers(self) -> Mapping[Key, nn.Module]:
+        """LoRA layers of just the ranks that are left, exactly what was trained; a layer without any is left out."""
+        made = {key: lora_of(layer, self._shapes[key]) for key, layer in self.layers.items()}
+        return {key: layer for key, layer in made.items() if layer is not None}
+
+    def _bind(self) -> None:
+        """Parameters and gradients lie where they are for the whole training, so they are put together only once."""
+        if self._stacks:
+            return
+        given = {
+            name: {part: (getattr(self.layers[key], part), getattr(self.layers[key], part).grad) for part in PARTS} for name, key in self._names.items()
+        }
+        self._allocator.bind(given)
+        for part in PARTS:
+            groups: dict[torch.Size, list[str]] = {}
+            for name, parts in given.items():
+                groups.setdefault(parts[part][0].shape, []).append(name)
+            for names in groups.values():
+                pairs = [given[name][part] for name in names]
+                self._stacks.append((part, _Stack(names, stacked([value.detach() for value, _ in pairs]), stacked([grad for _, grad in pairs]))))
+
+
+@torch.no_grad()
+def lora_of(layer: AdaLoRALayer, shape: Sequence[int]) -> LowRankLayer | None:
+    """The same ΔW as a LoRA layer for a weight of that shape, of as many ranks as have a Λ that is not zero; None where there is none.
+
+    Λ, with the scale in it, is split evenly between the factors, so that neither gets numbers too small for half precision; alpha is the layer's own rank, as
+    programs divide by the rank that they find.
+    """
+    kept = layer.lora_E.flatten() != 0
+    if not kept.any():
+        return None
+    values = layer.lora_E.flatten()[kept] * layer.scale
+    root = values.abs().sqrt()
+    down, up = root[:, None] * layer.lora_A[kept], layer.lora_B[:, kept] * (root * values.sign())
+    rank, kernel = len(values), tuple(shape[2:])
+    return LowRankLayer(down.reshape(rank, *shape[1:]), up.reshape(shape[0], rank, *(1 for _ in kernel)), float(rank))

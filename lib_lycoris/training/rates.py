@@ -1,0 +1,41 @@
+"""Which layers learn how fast: a rate for the UNet, for each text encoder, and factors for single blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import ConfigError
+from ..patching.targets import Target
+from .config import TrainConfig, TrainingSettings, split_pattern
+from .selection import Key, matches
+
+
+def rate_of(key: Key, settings: TrainingSettings) -> float:
+    """The learning rate of the layer with that (component, name), before the schedule."""
+    component, name = key
+    rate = {"unet": settings.learning_rate, "te1": settings.te_learning_rate}.get(component, settings.te2_learning_rate)
+    factor = 1.0
+    for item in settings.block_learning_rates:
+        pattern, own = split_pattern("training.block_learning_rates", item, float)
+        if matches(name, pattern):
+            factor = own
+    return rate * factor
+
+
+def learning_targets(targets: Mapping[Key, Target], config: TrainConfig) -> dict[Key, Target]:
+    """The targets without those whose rate is 0: a fresh layer there would add nothing for ever, so it is neither made nor saved.
+
+    With network.start_from they stay, as they have something to keep: what they are in that file.
+
+    Raises:
+        ConfigError: nothing is left, or AdaLoRA would have to move ranks out of layers that stay.
+    """
+    learning = {key: target for key, target in targets.items() if rate_of(key, config.training)}
+    if not learning:
+        raise ConfigError(f"training.block_learning_rates = {list(config.training.block_learning_rates)}: every layer's rate is 0; leave some above it")
+    if config.network.start_from is None:
+        return learning
+    if config.network.kind == "adalora" and len(learning) < len(targets):
+        raise ConfigError("training.block_learning_rates: a factor of 0 and network.start_from don't go together for adalora, which shares its ranks out "
+                          "among all layers; use a small factor")
+    return dict(targets)

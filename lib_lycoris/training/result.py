@@ -1,0 +1,28 @@
+"""What came of a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of a training."""
+
+    path: Path | None
+    """The network; None where it was stopped before its first step."""
+    steps: int
+    """Steps done, with those of earlier parts of a resumed run."""
+    loss: float
+    """The smoothed loss at the end; NaN before the first step."""
+    seconds: float
+    """From the call to its end, pauses included."""
+    stopped: bool = False
+    """Whether it was stopped before its last step; it can be resumed."""
+    state: Path | None = None
+    """The state from which it can be resumed."""
+    problems: tuple[str, ...] = ()
+    """What was odd but did not stop it, in words."""
+    validation: tuple[tuple[int, float], ...] = ()
+    """(step, loss) of each validation, the first before the first step."""

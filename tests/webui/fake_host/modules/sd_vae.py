@@ -1,0 +1,3 @@
+"""Other autoencoders: none."""
+
+vae_dict = {}
