@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -22,6 +23,10 @@ for _name, _value in {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }.items():
     os.environ.setdefault(_name, _value)
+
+# PEFT's BOFT imports setuptools, which refuses to be second after Python's own distutils; which test of a process comes first must not matter.
+if importlib.util.find_spec("peft") and importlib.util.find_spec("setuptools"):
+    import setuptools  # noqa: F401
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 BROWSER_FILES = (

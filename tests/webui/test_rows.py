@@ -158,11 +158,12 @@ def test_a_prompts_own_schedule_is_kept(webui):
 def test_img2img_batches_have_their_own_networks(webui):
     prompts, start = [f"{next(fresh)} <lyco:A:1>", next(fresh)], webui.picture(next(fresh))
     made = batch(webui, prompts, init=start)
-    # not with single pictures: the host's encoder of pictures draws other noise in a batch
+    # neither with single pictures nor bit for bit: the host's encoder of pictures draws noise that no seed sets
     texts = [prompt.split(" <")[0] for prompt in prompts]
     everywhere, nowhere = (batch(webui, [f"{text} {tag}" for text in texts], init=start) for tag in ("<lora:A:1>", ""))
-    assert_same(made, [everywhere[0], nowhere[1]])
-    assert distance(everywhere[1], nowhere[1]) > CHANGED
+    for number, (wanted, other) in enumerate(((everywhere[0], nowhere[0]), (nowhere[1], everywhere[1]))):
+        assert distance(made[number], wanted) < distance(made[number], other) / 2
+        assert distance(made[number], other) > CHANGED
 
 
 def test_the_hires_pass_of_a_batch_has_its_own_networks(webui):
