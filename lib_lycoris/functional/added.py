@@ -15,6 +15,7 @@ from .precision import as_given
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 Geometry = tuple[Sequence[int], Sequence[int], Sequence[int]]
 """Stride, padding and dilation of a convolution."""
+Pull = Callable[..., Sequence["Tensor | None"]]
 
 
 def add_product(
@@ -26,9 +27,9 @@ def add_product(
         output: [...,O] of a linear layer, or [B,O,H',W'] of a convolution that is not grouped.
         x: the layer's input, [...,I] or [B,I,H,W].
         down: [R,I], or [R,I,K,K].
-        up: [O,R].
+        up: [O,R], or [O,R,1,1].
         scale: of the product.
-        values: [R] between the two; None: ones.
+        values: [R] or [R,1] between the two; None: ones.
         geometry: of the convolution; None for a linear layer.
     """
     dtype = output.dtype
@@ -37,10 +38,19 @@ def add_product(
 
 
 def add_made_product(
-    output: Tensor, x: Tensor, make: Callable[[], tuple[Tensor, Tensor]], parameters: Sequence[Tensor], scale: float = 1.0, geometry: Geometry | None = None
+    output: Tensor, x: Tensor, make: Callable[[], tuple[tuple[Tensor, Tensor], Pull]], parameters: Sequence[Tensor], scale: float = 1.0,
+    geometry: Geometry | None = None,
 ) -> Tensor:
-    """The same for factors (up, down) that are themselves made of `parameters`: they are made anew for the backward pass, so that none of them is kept."""
+    """The same for factors that are themselves made of `parameters`: they are made anew for the backward pass, so that none of them is kept.
+
+    `make` gives (up, down), up [O,R] and down as above, and what turns their gradients into those of the parameters; `pulled` makes it of a plain function.
+    """
     return _AddedMade.apply(output, x.to(output.dtype), make, scale, geometry, *parameters)
+
+
+def pulled(values: Sequence[Tensor], parameters: Sequence[Tensor]) -> Pull:
+    """What turns gradients of `values`, made in the graph, into those of the parameters; None for one that none of them depends on."""
+    return lambda *gradients: torch.autograd.grad(values, parameters, gradients, allow_unused=True)
 
 
 class _Added(torch.autograd.Function):
@@ -50,7 +60,7 @@ class _Added(torch.autograd.Function):
     ) -> Tensor:
         with as_given(x.device.type):
             inner = _inner(x, down, geometry)
-            total = _plus(output, inner if values is None else inner * _across(values, inner), up, scale)
+            total = _plus(output, inner if values is None else inner * _across(values, inner), up.flatten(1), scale)
         ctx.recipe, ctx.scale, ctx.geometry = recipe(x), scale, geometry
         ctx.save_for_backward(None if ctx.recipe else x, inner, down, up, values)
         return total
@@ -61,10 +71,10 @@ class _Added(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         with as_given(gradient.device.type):
             x = ctx.recipe() if x is None else x
-            outer = _back_inner(gradient, up, ctx.scale, ctx.geometry)
-            by_values = (outer * inner).sum([axis for axis in range(inner.ndim) if axis != 1]) if wanted[4] else None
+            outer = _back_inner(gradient, up.flatten(1), ctx.scale, ctx.geometry)
+            by_values = (outer * inner).sum([axis for axis in range(inner.ndim) if axis != 1]).view(values.shape) if wanted[4] else None
             scaled = inner if values is None else inner * _across(values, inner)
-            by_up = _back_up(gradient, scaled, ctx.scale, ctx.geometry) if wanted[3] else None
+            by_up = _back_up(gradient, scaled, ctx.scale, ctx.geometry).reshape(up.shape) if wanted[3] else None
             outer = outer if values is None else outer * _across(values, outer)
             by_x, by_down = _back_down(outer, x, down, ctx.geometry, wanted[1], wanted[2])
         return gradient if wanted[0] else None, by_x, by_down, by_up, by_values, None, None
@@ -73,10 +83,11 @@ class _Added(torch.autograd.Function):
 class _AddedMade(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, x: Tensor, make: Callable[[], tuple[Tensor, Tensor]], scale: float, geometry: Geometry | None, *parameters: Tensor
+        ctx: Any, output: Tensor, x: Tensor, make: Callable[[], tuple[tuple[Tensor, Tensor], Pull]], scale: float, geometry: Geometry | None,
+        *parameters: Tensor,
     ) -> Tensor:
         with as_given(x.device.type):
-            up, down = (factor.to(output.dtype) for factor in make())
+            up, down = (factor.to(output.dtype) for factor in make()[0])
             inner = _inner(x, down, geometry)
             total = _plus(output, inner, up, scale)
         ctx.recipe, ctx.make, ctx.scale, ctx.geometry = recipe(x), make, scale, geometry
@@ -85,16 +96,16 @@ class _AddedMade(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, inner, *parameters = ctx.saved_tensors
+        x, inner = ctx.saved_tensors[:2]
         with as_given(gradient.device.type):
             x = ctx.recipe() if x is None else x
             with torch.enable_grad():
-                exact = ctx.make()
+                exact, pull = ctx.make()
             up, down = (factor.detach().to(gradient.dtype) for factor in exact)
             outer = _back_inner(gradient, up, ctx.scale, ctx.geometry)
             by_up = _back_up(gradient, inner, ctx.scale, ctx.geometry)
             by_x, by_down = _back_down(outer, x, down, ctx.geometry, ctx.needs_input_grad[1], True)
-            gradients = torch.autograd.grad(exact, parameters, [own.to(factor) for own, factor in zip((by_up, by_down), exact, strict=True)], allow_unused=True)
+            gradients = pull(by_up.to(exact[0]), by_down.to(exact[1]))
         return gradient if ctx.needs_input_grad[0] else None, by_x, None, None, None, *gradients
 
 
@@ -116,19 +127,23 @@ def _plus(output: Tensor, inner: Tensor, up: Tensor, scale: float) -> Tensor:
 def _back_inner(gradient: Tensor, up: Tensor, scale: float, geometry: Geometry | None) -> Tensor:
     """The gradient of what was multiplied with `up`."""
     if geometry is None:
-        return (_rows(gradient) @ up).mul_(scale)
+        return _times(_rows(gradient) @ up, scale)
     if not gradient.is_contiguous():
-        return (_rows(gradient.movedim(1, -1)) @ up).mul_(scale).view(*gradient.movedim(1, -1).shape[:-1], -1).movedim(-1, 1)
-    return torch.matmul(up.t(), gradient.flatten(2)).mul_(scale).view(len(gradient), -1, *gradient.shape[2:])
+        return _times(_rows(gradient.movedim(1, -1)) @ up, scale).view(*gradient.movedim(1, -1).shape[:-1], -1).movedim(-1, 1)
+    return _times(torch.bmm(up.t().expand(len(gradient), -1, -1), gradient.flatten(2)), scale).view(len(gradient), -1, *gradient.shape[2:])
 
 
 def _back_up(gradient: Tensor, inner: Tensor, scale: float, geometry: Geometry | None) -> Tensor:
     """The gradient of `up` [O,R]."""
     if geometry is None:
-        return (_rows(gradient).t() @ inner).mul_(scale)
+        return _times((inner.t() @ _rows(gradient)).t(), scale)
     if len(gradient) == 1:
-        return (gradient[0].flatten(1) @ inner[0].flatten(1).t()).mul_(scale)
-    return (_rows(gradient.movedim(1, -1)).t() @ _rows(inner.movedim(1, -1))).mul_(scale)
+        return _times(gradient[0].flatten(1) @ inner[0].flatten(1).t(), scale)
+    return _times((_rows(inner.movedim(1, -1)).t() @ _rows(gradient.movedim(1, -1))).t(), scale)
+
+
+def _times(tensor: Tensor, scale: float) -> Tensor:
+    return tensor if scale == 1 else tensor.mul_(scale)
 
 
 def _back_down(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,3 +27,36 @@ def khatri_rao_factors(left1: Tensor, right1: Tensor, left2: Tensor, right2: Ten
     left = torch.einsum("or,os->ors", left1.float(), left2.float()).flatten(1)
     right = torch.einsum("ri,si->rsi", right1.float(), right2.float()).flatten(0, 1)
     return left, right
+
+
+def add_hadamard(base: Tensor, halves: Sequence[Tensor], scale: float) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+    """base + scale · (left1 · right1) ⊙ (left2 · right2) as a matrix [O,I], and what gives the four gradients out of that of the sum.
+
+    Source: Yeh et al. 2024, "Navigating Text-To-Image Customization" (LyCORIS), appendix B: ∂left1 = (G ⊙ W2) · right1ᵀ, and the others likewise.
+    """
+    left1, right1, left2, right2 = halves
+    first, second = left1 @ right1, left2 @ right2
+
+    def pull(gradient: Tensor) -> list[Tensor]:
+        by_first, by_second = second.mul_(gradient), first.mul_(gradient)  # in their memory: a second time they would have to be made anew anyway
+        given = (by_first @ right1.t(), left1.t() @ by_first, by_second @ right2.t(), left2.t() @ by_second)
+        return [own if scale == 1 else own.mul_(scale) for own in given]
+
+    return torch.addcmul(base, first, second, value=scale), pull
+
+
+def khatri_rao_with_gradients(halves: Sequence[Tensor]) -> tuple[tuple[Tensor, Tensor], Callable[[Tensor, Tensor], list[Tensor]]]:
+    """`khatri_rao_factors`, and what gives the four gradients out of those of the two factors."""
+    left1, right1, left2, right2 = halves
+    rows, ranks1, ranks2, columns = left1.shape[0], left1.shape[1], left2.shape[1], right1.shape[1]
+    up = (left1[:, :, None] * left2[:, None, :]).view(rows, -1)
+    down = (right1[:, None, :] * right2[None, :, :]).view(-1, columns)
+
+    def pull(by_up: Tensor, by_down: Tensor) -> list[Tensor]:
+        by_up, by_down = by_up.reshape(rows, ranks1, ranks2), by_down.reshape(ranks1, ranks2, columns)
+        return [
+            (by_up * left2[:, None, :]).sum(2), (by_down * right2[None, :, :]).sum(1),
+            (by_up * left1[:, :, None]).sum(1), (by_down * right1[:, None, :]).sum(0),
+        ]
+
+    return (up, down), pull

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .added import Geometry
+from .added import Geometry, Pull
 from .kept import recipe
 from .precision import as_given
 
@@ -17,14 +17,14 @@ _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
 def rebuilt_output(
-    x: Tensor, bias: Tensor | None, make: Callable[[], Tensor], parameters: Sequence[Tensor], geometry: Geometry | None = None, groups: int = 1
+    x: Tensor, bias: Tensor | None, make: Callable[[], tuple[Tensor, Pull]], parameters: Sequence[Tensor], geometry: Geometry | None = None, groups: int = 1
 ) -> Tensor:
     """The output for x of a linear layer or convolution with the weight that `make` gives, in x's dtype.
 
     Args:
         x: [...,I] or [B,I,H,W].
         bias: [O] or None.
-        make: gives the weight [O,I] or [O,I/groups,K,K] in any dtype, in the graph where gradients are on.
+        make: gives the weight [O,I] or [O,I/groups,K,K] in any dtype, and what turns its gradient into those of the parameters.
         parameters: those of `make` that want a gradient.
         geometry: of the convolution; None for a linear layer.
         groups: of the convolution.
@@ -34,9 +34,11 @@ def rebuilt_output(
 
 class _Rebuilt(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, make: Callable[[], Tensor], geometry: Geometry | None, groups: int, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, bias: Tensor | None, make: Callable[[], tuple[Tensor, Pull]], geometry: Geometry | None, groups: int, *parameters: Tensor
+    ) -> Tensor:
         with as_given(x.device.type):
-            weight = make().to(x.dtype)
+            weight = make()[0].to(x.dtype)
             output = F.linear(x, weight, bias) if geometry is None else _CONVOLUTIONS[weight.ndim](x, weight, bias, *geometry, groups)
         ctx.recipe, ctx.make, ctx.geometry, ctx.groups = recipe(x), make, geometry, groups
         ctx.save_for_backward(None if ctx.recipe else x, *parameters)
@@ -44,11 +46,11 @@ class _Rebuilt(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, *parameters = ctx.saved_tensors
+        x = ctx.saved_tensors[0]
         with as_given(gradient.device.type):
             x = ctx.recipe() if x is None else x
             with torch.enable_grad():
-                exact = ctx.make()
+                exact, pull = ctx.make()
             weight = exact.detach().to(gradient.dtype)
             if ctx.geometry is None:
                 flat = gradient.reshape(-1, gradient.shape[-1])
@@ -59,7 +61,7 @@ class _Rebuilt(torch.autograd.Function):
                 by_x, by_weight, _ = torch.ops.aten.convolution_backward(
                     gradient, x, weight, None, stride, padding, dilation, False, [0] * len(stride), ctx.groups, [ctx.needs_input_grad[0], True, False]
                 )
-            gradients = torch.autograd.grad(exact, parameters, by_weight.to(exact), allow_unused=True)
+            gradients = pull(by_weight.to(exact))
         by_bias = gradient.sum([axis for axis in range(gradient.ndim) if axis != _channels(gradient, ctx.geometry)]) if ctx.needs_input_grad[1] else None
         return by_x, by_bias, None, None, None, *gradients
 

@@ -100,7 +100,7 @@ class AdaLoRALayer(nn.Module, Layer):
         geometry = parts.geometry_of(module)
         if self.rank == 0 or geometry is parts.OTHER:
             return super().add_output(output, x, module, strength, weight)
-        values, q = self.lora_E.flatten(), self.lora_A
+        values, q = self.lora_E, self.lora_A
         if geometry is not None:
             x, padding = parts.pad(x, module)
             q, geometry = q.reshape(self.rank, -1, *module.kernel_size), parts.padded(geometry, padding)

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from lib_lycoris.errors import ConfigError
+from lib_lycoris.functional.added import Pull, pulled
 from lib_lycoris.networks.parts import base_of, bias_of, full_precision, output_with
 
 
@@ -59,6 +60,15 @@ class Layer(Protocol):
     def add_output(self, output: Tensor, x: Tensor, module: nn.Module, strength: float = 1.0, weight: Tensor | None = None) -> Tensor:
         """The module's `output` for `x` with strength times delta_output added, as a new tensor of output's dtype; the way that training takes."""
         return output + strength * self.delta_output(x, module, weight).to(output.dtype)
+
+    def weight_with(self, base: Tensor, strength: float) -> tuple[Tensor, Pull]:
+        """base + strength · ΔW(base) in base's dtype and shape, and what turns its gradient into those of the parameters that want one."""
+        total = base + strength * self.delta(base).to(base)
+        return total, pulled([total], self.trained_parameters())
+
+    def trained_parameters(self) -> list[Tensor]:
+        """The parameters that want a gradient, in the order in which `weight_with` gives it."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def belongs_in_weight(self, places: int | None = None) -> bool:
         """Whether training takes less time with one product with W + ΔW, which is made anew for the backward pass, than with ΔW's own product beside.

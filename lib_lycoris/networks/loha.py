@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lib_lycoris.functional.added import add_made_product
-from lib_lycoris.functional.hadamard import hadamard_delta, khatri_rao_factors
+from lib_lycoris.functional.added import Pull, add_made_product, pulled
+from lib_lycoris.functional.hadamard import add_hadamard, hadamard_delta, khatri_rao_factors, khatri_rao_with_gradients
 from lib_lycoris.functional.low_rank import conv_output, fold_core, linear_output
 from lib_lycoris.networks import parts
 from lib_lycoris.networks.hints import Hints
@@ -20,6 +20,7 @@ MARKS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2
 # Measured on one core: up to this many ranks one product of them takes less time than two small products and their entries' (R = 4: 0.5 against 0.8 ms for
 # 1280 × 1280; R = 8: 2.1 against 0.9 ms).
 _CHEAP = 16
+_EXACT = (torch.float32, torch.float64)
 _PASSES = 100  # what the passes over the entries of a tensor cost, in multiplications for each of them
 
 
@@ -38,6 +39,9 @@ class LohaLayer(nn.Module, Layer):
         self.rank = w1_b.shape[0]
         self.alpha = float(self.rank if alpha is None else alpha)
         parts.register(self, hada_w1_a=w1_a, hada_w1_b=w1_b, hada_w2_a=w2_a, hada_w2_b=w2_b, hada_t1=t1, hada_t2=t2)
+        # rows and columns of ΔW: O, and I times the kernel
+        self._size = (w1_a.shape[0], w1_b[0].numel()) if t1 is None else (w1_a.shape[1], w1_b.shape[1] * t1[0, 0].numel())
+        self._ranks = self.rank * w2_b.shape[0]
 
     @classmethod
     def create(
@@ -84,11 +88,11 @@ class LohaLayer(nn.Module, Layer):
         return left1 * self.scale, right1, left2, right2
 
     def delta(self, weight: Tensor) -> Tensor:
-        parts.check_fits(self, weight.shape, self._size())
+        parts.check_fits(self, weight.shape, self._size)
         return hadamard_delta(*(half.to(weight.device) for half in self.halves()), weight.shape)
 
     def delta_output(self, x: Tensor, module: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        rows, columns = self._size()
+        rows, columns = self._size
         if self._ranks * (rows + columns) >= rows * columns:
             return super().delta_output(x, module, weight, bias)
         with parts.full_precision(x):
@@ -102,29 +106,40 @@ class LohaLayer(nn.Module, Layer):
 
     def add_output(self, output: Tensor, x: Tensor, module: nn.Module, strength: float = 1.0, weight: Tensor | None = None) -> Tensor:
         geometry = parts.geometry_of(module)
-        rows, columns = self._size()
+        rows, columns = self._size
         if geometry is parts.OTHER or self._ranks * (rows + columns) >= rows * columns:
             return super().add_output(output, x, module, strength, weight)
-        parameters = [value for value in self.parameters() if value.requires_grad]
+        plain = self._plain and output.dtype in _EXACT
+        strength *= self.scale if plain else 1.0
         if geometry is None:
-            return add_made_product(output, x, self.product, parameters, strength)
+            return add_made_product(output, x, lambda: self._made(plain), self.trained_parameters(), strength)
         x, padding = parts.pad(x, module)
         shape = (self._ranks, -1, *module.kernel_size)
 
-        def make() -> tuple[Tensor, Tensor]:
-            up, down = self.product()
-            return up, down.reshape(shape)
+        def make() -> tuple[tuple[Tensor, Tensor], Pull]:
+            (up, down), pull = self._made(plain)
+            return (up, down.reshape(shape)), pull
 
-        return add_made_product(output, x, make, parameters, strength, parts.padded(geometry, padding))
+        return add_made_product(output, x, make, self.trained_parameters(), strength, parts.padded(geometry, padding))
+
+    def trained_parameters(self) -> list[Tensor]:
+        return list(self._four) if self._plain else super().trained_parameters()
+
+    def weight_with(self, base: Tensor, strength: float) -> tuple[Tensor, Pull]:
+        if not self._plain:
+            return super().weight_with(base, strength)
+        with torch.no_grad():
+            matrix, pull = add_hadamard(base.reshape(base.shape[0], -1), self._four, strength * self.scale)
+        return matrix.view(base.shape), lambda gradient: pull(gradient.reshape(matrix.shape))
 
     def belongs_in_weight(self, places: int | None = None) -> bool:
-        rows, columns = self._size()
+        rows, columns = self._size
         size, sides, ranks = rows * columns, rows + columns, self._ranks
         # products of the weight's gradient and of both halves, forth and back, against one of R² ranks with all its gradients; entries count about ten
         return places is None or size * (2 * places + 16 * self.rank + _PASSES) < sides * ranks * (6 * places + _PASSES)
 
     def add_to(self, total: Tensor, base: Tensor, strength: float) -> None:
-        parts.check_fits(self, total.shape, self._size())
+        parts.check_fits(self, total.shape, self._size)
         left1, right1, left2, right2 = (half.to(total) for half in self.halves())
         for rows in parts.row_blocks(total):
             block = total.view(total.shape[0], -1)[rows]
@@ -145,21 +160,28 @@ class LohaLayer(nn.Module, Layer):
         return up * length, down / length[:, None]
 
     def fits(self, shape: Sequence[int]) -> bool:
-        rows, columns = self._size()
+        rows, columns = self._size
         return len(shape) > 1 and shape[0] == rows and math.prod(shape[1:]) == columns
 
     def tensors(self) -> dict[str, Tensor]:
         return parts.stored(self, self.alpha)
 
-    @property
-    def _ranks(self) -> int:
-        return self.rank * self.hada_w2_b.shape[0]
+    def _made(self, plain: bool) -> tuple[tuple[Tensor, Tensor], Pull]:
+        """The one product, without the scale where it is plain, and what turns the gradients of its factors into those of the parameters."""
+        if plain:
+            with torch.no_grad():
+                return khatri_rao_with_gradients(self._four)
+        factors = self.product()
+        return factors, pulled(factors, self.trained_parameters())
 
-    def _size(self) -> tuple[int, int]:
-        """Rows and columns of ΔW: O, and I times the kernel."""
-        if self.hada_t1 is None:
-            return self.hada_w1_a.shape[0], self.hada_w1_b[0].numel()
-        return self.hada_w1_a.shape[1], self.hada_w1_b.shape[1] * self.hada_t1[0, 0].numel()
+    @property
+    def _plain(self) -> bool:
+        """Whether the gradients are those of four matrices in float32, without cores, all of which are trained."""
+        return self.hada_t1 is None and all(value.requires_grad and value.ndim == 2 and value.dtype in _EXACT for value in self._four)
+
+    @property
+    def _four(self) -> tuple[Tensor, ...]:
+        return self.hada_w1_a, self.hada_w1_b, self.hada_w2_a, self.hada_w2_b
 
 
 def build(name: str, tensors: Mapping[str, Tensor], hints: Hints) -> LohaLayer:

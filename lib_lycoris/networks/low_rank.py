@@ -100,11 +100,12 @@ class LowRankLayer(nn.Module, Layer):
         geometry = parts.geometry_of(module)
         if self.lora_mid is not None or self.lora_up.bias is not None or geometry is parts.OTHER:
             return super().add_output(output, x, module, strength, weight)
-        down, up = self.lora_down.weight, self.lora_up.weight.flatten(1)
+        down, up = self.lora_down.weight, self.lora_up.weight
         if geometry is None:
             return add_product(output, x, down.flatten(1), up, strength * self.scale)
+        down = down if down.ndim > 2 else down.reshape(self.rank, -1, *module.kernel_size)
         x, padding = parts.pad(x, module)
-        return add_product(output, x, down.reshape(self.rank, -1, *module.kernel_size), up, strength * self.scale, None, parts.padded(geometry, padding))
+        return add_product(output, x, down, up, strength * self.scale, None, parts.padded(geometry, padding))
 
     def fits(self, shape: Sequence[int]) -> bool:
         rows, columns = self._size()

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lib_lycoris.errors import ConfigError, NetworkFileError, shown
+from lib_lycoris.functional.precision import as_given
 from lib_lycoris.networks.hints import Hints
 
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 _BLOCK = 1 << 18  # values: with a few more of its size it stays in the cache, and the allocator hands the same pages out again
-_AUTOCASTS = ("cpu", "cuda", "xpu")
 
 
 def holder(**tensors: Tensor | None) -> nn.Module:
@@ -178,8 +178,7 @@ def pad(x: Tensor, module: nn.Module) -> tuple[Tensor, object]:
 
 def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager:
     """Within it products on the tensor's device are of the precision that their factors have: a host's forward runs under autocast."""
-    kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if kind in _AUTOCASTS else contextlib.nullcontext()
+    return as_given(tensor.device.type)
 
 
 def _norm_output(x: Tensor, module: nn.LayerNorm | nn.GroupNorm, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lib_lycoris.functional.added import Geometry
+from lib_lycoris.functional.added import Geometry, Pull, pulled
 from lib_lycoris.functional.precision import autocasts
 from lib_lycoris.functional.rebuilt import rebuilt_output
-from lib_lycoris.networks.parts import full_precision
 
 from .merge import merge_bias, merge_in_graph
 from .plan import Effect
@@ -65,7 +64,7 @@ class TracedWeight(Tensor):
             x, geometry = F.pad(x, module._reversed_padding_repeated_twice), (geometry[0], (0,) * len(geometry[0]), geometry[2])
         if joins and not autocasts(x.device.type) and x.dtype == self.own.dtype and x.dtype in _EXACT:
             bias = merged_bias(bias, self.own, self.effects)
-            return rebuilt_output(x, bias, lambda: merge_in_graph(self.own, self.effects), _parameters(self.effects), geometry, groups)
+            return rebuilt_output(x, bias, self._sum, _parameters(self.effects), geometry, groups)
         output = func(given, self.own, bias, *rest, **{name: value for name, value in kwargs.items() if name != "bias"})
         if joins:
             own = merged_bias(None, self.own, self.effects)
@@ -77,10 +76,17 @@ class TracedWeight(Tensor):
             output = effect.layer.add_output(output, x, module, effect.amount, self.own)
         return output
 
-    def _delta(self) -> Tensor:
-        """ΔW of all effects, float32 and in the graph."""
-        with full_precision(self.own):
-            return sum(effect.amount * effect.layer.delta(self.own) for effect in self.effects)
+    def _sum(self) -> tuple[Tensor, Pull]:
+        """W + ΔW and what gives the parameters' gradients."""
+        if len(self.effects) == 1:
+            return self.effects[0].layer.weight_with(self.own, self.effects[0].amount)
+        total = merge_in_graph(self.own, self.effects)
+        return total, pulled([total], _parameters(self.effects))
+
+    def _delta(self) -> tuple[Tensor, Pull]:
+        """ΔW of all effects, float32, and the same."""
+        total = sum(effect.amount * effect.layer.delta(self.own) for effect in self.effects)
+        return total, pulled([total], _parameters(self.effects))
 
     def _joins(self, x: Tensor, module: nn.Module, geometry: Geometry | None) -> bool:
         """Whether to make ΔW, twice, is less work than its factors' product beside; or the input was padded already, which beside would do again."""
@@ -118,4 +124,4 @@ def _with_bias(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, An
 
 
 def _parameters(effects: Sequence[Effect]) -> list[Tensor]:
-    return [parameter for effect in effects for parameter in effect.layer.parameters() if parameter.requires_grad]
+    return [parameter for effect in effects for parameter in effect.layer.trained_parameters()]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lib_lycoris.functional.added import add_made_product, add_product
+from lib_lycoris.functional.added import add_made_product, add_product, pulled
 from lib_lycoris.functional.kept import recipe
 from lib_lycoris.functional.rebuilt import rebuilt_output
 
@@ -34,6 +34,14 @@ def slow(output, x, down, up, scale, values, geometry):
     weight = torch.einsum("or,r,r...->o...", up, torch.ones(up.shape[1], dtype=up.dtype) if values is None else values, down) * scale
     convolutions = {3: F.conv1d, 4: F.conv2d}
     return output + (F.linear(x, weight) if geometry is None else convolutions[x.ndim](x, weight, None, *geometry))
+
+
+def made(function, *parameters):
+    def make():
+        values = function()
+        return values, pulled(values if isinstance(values, tuple) else [values], parameters)
+
+    return make
 
 
 @every_case
@@ -66,7 +74,7 @@ def test_factors_that_are_made_anew_get_their_gradients_through_what_makes_them(
     output, x, down, up = draw(case, "output", "x", "down", "up")
 
     def run(output, x, down, up):
-        return add_made_product(output, x, lambda: (up.sin(), down * up.sum()), (down, up), 0.7, case["geometry"])
+        return add_made_product(output, x, made(lambda: (up.sin(), down * up.sum()), down, up), (down, up), 0.7, case["geometry"])
 
     torch.testing.assert_close(run(output, x, down, up), slow(output, x, down * up.sum(), up.sin(), 0.7, None, case["geometry"]))
     assert torch.autograd.gradcheck(run, (output, x, down, up))
@@ -79,7 +87,7 @@ def test_a_weight_that_is_made_anew_and_its_gradients_are_right(name):
     bias = torch.randn(4, dtype=torch.float64).requires_grad_(True)
 
     def run(x, bias, down, up):
-        return rebuilt_output(x, bias, lambda: torch.einsum("or,r...->o...", up, down).square(), (down, up), case["geometry"])
+        return rebuilt_output(x, bias, made(lambda: torch.einsum("or,r...->o...", up, down).square(), down, up), (down, up), case["geometry"])
 
     weight = torch.einsum("or,r...->o...", up, down).square()
     convolutions = {3: F.conv1d, 4: F.conv2d}
@@ -93,7 +101,7 @@ def test_grouped_convolutions_with_a_weight_that_is_made_anew():
     geometry = ((1, 1), (1, 1), (1, 1))
 
     def run(x, weight):
-        return rebuilt_output(x, None, lambda: weight.exp(), (weight,), geometry, groups=2)
+        return rebuilt_output(x, None, made(weight.exp, weight), (weight,), geometry, groups=2)
 
     torch.testing.assert_close(run(x, weight), F.conv2d(x, weight.exp(), None, *geometry, 2))
     assert torch.autograd.gradcheck(run, (x, weight))

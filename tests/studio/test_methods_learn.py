@@ -1,0 +1,68 @@
+"""What each kind of network learns of the demo's new shape, and what prior preservation keeps. Proofs of minutes: run them with --slow."""
+from __future__ import annotations
+
+import random
+
+import pytest
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from PIL import Image
+
+from lib_lycoris.generation import Generation
+from lib_lycoris.library.cache import NetworkCache
+from lib_lycoris.library.catalogue import Catalogue
+from lib_lycoris.patching.session import Session
+from lib_lycoris.studio.backbone import StudioBackbone
+from lib_lycoris.studio.checkpoint import load_checkpoint
+from lib_lycoris.studio.demo import run_demo
+from lib_lycoris.studio.world.dataset import draw_dataset
+from lib_lycoris.studio.world.evaluate import draw_scenes
+from lib_lycoris.studio.world.scenes import CONCEPT_SHAPE, CONCEPT_WORD, Scene, caption, draw_scene, held_back, held_back_scenes
+from lib_lycoris.training.config import TrainConfig
+from lib_lycoris.training.loop import train
+
+pytestmark = pytest.mark.slow
+
+EVERYWHERE = ["q", "k", "v", "out", "ff", "proj", "resnet", "sampler"]
+METHODS = {  # kind: (steps, settings other than the demo's)
+    "adalora": (600, {"network.alpha": None, "network.targets": EVERYWHERE}),
+    "loha": (600, {}),
+    "lokr": (600, {"network.factor": 8}),
+}
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_the_kind_learns_the_new_shape_and_keeps_what_is_known(kind, tmp_path):
+    steps, settings = METHODS[kind]
+    result = run_demo(steps=steps, out=tmp_path, settings={"network.kind": kind, **settings})
+    assert result.concept[1] >= 0.8 and result.known[1] >= 0.75, result.last_line
+
+
+def test_class_pictures_keep_what_is_known(tmp_path):
+    """Of the new shape's eight pictures alone the checkpoint forgets; with the prior loss on pictures of its own it forgets measurably less."""
+    model, rng = load_checkpoint(), random.Random(3)
+    concept, classes = draw_dataset(tmp_path / "concept", 8, CONCEPT_SHAPE), tmp_path / "classes"
+    classes.mkdir()
+    known = [scene for scene in (draw_scene(rng) for _ in range(48)) if not held_back(scene)][:24]
+    for number, (scene, pixels) in enumerate(zip(known, draw_scenes(model, known, first_seed=5000).pictures, strict=True)):
+        Image.fromarray(pixels).save(classes / f"{number}.png")
+        (classes / f"{number}.txt").write_text(caption(scene), encoding="utf-8")
+    asked, fresh = held_back_scenes(24, seed=5), [Scene(CONCEPT_SHAPE, colour, "large", "middle", "white") for colour in ("red", "green", "blue", "yellow")]
+    kept, learned = {}, {}
+    for weight in (0.0, 1.0):
+        config = TrainConfig.from_dict({
+            "data": {"folders": [str(concept)], "resolution": model.side, "batch_size": 4, "prior_folder": str(classes)},
+            "network": {"kind": "locon", "rank": 16},
+            "training": {"steps": 150, "learning_rate": 2e-3, "text_encoder_learning_rate": 1e-3, "schedule": "cosine", "debiased": True, "seed": 1,
+                         "prior_weight": weight},
+            "output": {"name": f"prior{weight:.0f}", "folder": str(tmp_path), "save_every": 0},
+        })
+        train(config, StudioBackbone(model))
+        networks = Generation(Catalogue([tmp_path]), NetworkCache(1 << 28), Session(model.unet, [model.text_encoder]))
+        tag = f"<lyco:{config.output.name}:1>"
+        kept[weight] = draw_scenes(model, asked, None, networks, tag, cfg=3.0).share("shape", "colour")
+        learned[weight] = draw_scenes(model, fresh, CONCEPT_WORD, networks, tag, cfg=3.0).share("shape")
+    print("prior weight: known captions kept", kept, "new shape", learned)
+    assert kept[1.0] >= kept[0.0] + 0.1, (kept, learned)
