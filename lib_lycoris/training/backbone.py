@@ -29,6 +29,7 @@ class Backbone(Protocol):
     checkpoint_hash: str | None
     # Optional, and False where it is missing: `framed: bool`, whether the model is told how pictures came to their sizes (SDXL). Its `predict` then
     # takes the keyword `framings`, a material.Framing or None for each row; captions are encoded, and cached, without them.
+    # Optional: `left() -> str | None`, in words why the training can't go on, where a host may take its model away.
     # Optional too: `count_tokens(caption) -> int`, how many tokens a caption has, for the words before a training.
 
     def encode_pictures(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:

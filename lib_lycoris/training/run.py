@@ -118,6 +118,12 @@ class Run:
         except TrainingError:  # the host took the model away: the parameters are still those of the step before
             self._save()
             raise
+        except RuntimeError as error:  # torch's own words where the host took it away in the middle of a pass
+            reason = getattr(self._backbone, "left", lambda: None)()
+            if reason is None:
+                raise
+            self._save()
+            raise TrainingError(f"{reason}: resume the training from its last state") from error
         self.step += 1
         self.smoothed.add(loss)
         due = self.step % self._config.validation.every == 0 or self.step == self._steps
