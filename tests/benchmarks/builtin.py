@@ -156,10 +156,12 @@ def measure(both: Both, turns: int) -> dict:
     names = ("floor", "copy", *(f"{whose}_{what}" for whose in ("builtin", "ours") for what in ("first", "switch", "removal")))
     times: dict[str, list[float]] = {name: [] for name in names}
     memory: dict[str, dict[str, list[int]]] = {whose: {"on": [], "after": []} for whose in ("builtin", "ours")}
+    ways = [("builtin", both.set_theirs, both.theirs), ("ours", both.set_ours, both.ours)]
     for _ in range(turns + 1):
         times["floor"].append(both.timed(both.floor))
         times["copy"].append(both.timed(both.copy_back))
-        for whose, put, nets in (("builtin", both.set_theirs, both.theirs), ("ours", both.set_ours, both.ours)):
+        ways.reverse()  # what the one gives back, the other may get
+        for whose, put, nets in ways:
             trim()
             before = resident()
             times[f"{whose}_first"].append(both.timed(partial(put, nets[:1])))
