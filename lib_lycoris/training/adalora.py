@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..networks.adalora import AdaLoRALayer
 from ..networks.low_rank import LowRankLayer
-from .allocator import PARTS, RankAllocator, stacked
+from .allocator import PARTS, RankAllocator, Run, runs
 from .config import NetworkSettings
 from .selection import Key
 
@@ -35,15 +35,6 @@ def phases(settings: NetworkSettings, steps: int) -> Phases:
     return Phases(warmup, final, max(1, steps // 100) if settings.interval is None else settings.interval)
 
 
-@dataclass(frozen=True)
-class _Stack:
-    """One factor of layers where it has the same shape, [N,…], as views."""
-
-    names: list[str]
-    values: Tensor
-    gradients: Tensor
-
-
 class AdaLoRAMethod:
     """Layers with `lora_A` [R,I·K·K] (Q), `lora_E` [R,1] (Λ) and `lora_B` [O,R] (P); ranks that are not worth it get Λ = 0 until a later step revives them.
 
@@ -64,7 +55,7 @@ class AdaLoRAMethod:
         self._allocator = allocator
         self._orthogonality = orthogonality
         self._names = {f"{component}.{name}": (component, name) for component, name in layers}
-        self._stacks: list[tuple[str, _Stack]] = []
+        self._runs: dict[str, list[Run]] = {}
 
     @torch.no_grad()
     def add_penalty(self) -> Tensor:
@@ -75,14 +66,16 @@ class AdaLoRAMethod:
         self._bind()
         factor = self._orthogonality / len(self.layers)
         values = []
-        for part, stack in self._stacks:
-            if part == "lora_E":
-                continue
-            rows, own = (stack.values, stack.gradients) if part == "lora_A" else (stack.values.transpose(1, 2), stack.gradients.transpose(1, 2))
-            off = rows @ rows.transpose(1, 2)
+        for run in self._runs["lora_A"]:
+            off = run.values @ run.values.transpose(1, 2)
             off.diagonal(dim1=1, dim2=2).sub_(1)
             values.append(off.square().sum())
-            own.baddbmm_(off, rows, alpha=4 * factor)
+            run.gradients.baddbmm_(off, run.values, alpha=4 * factor)
+        for run in self._runs["lora_B"]:
+            off = run.values.transpose(1, 2) @ run.values
+            off.diagonal(dim1=1, dim2=2).sub_(1)
+            values.append(off.square().sum())
+            run.gradients.baddbmm_(run.values, off, alpha=4 * factor)
         return factor * torch.stack(values).sum()
 
     @torch.no_grad()
@@ -91,9 +84,8 @@ class AdaLoRAMethod:
         masks = self._allocator.update(step)
         if not self._allocator.masks_at(step):
             return
-        for part, stack in self._stacks:
-            if part == "lora_E":
-                stack.values.mul_(torch.stack([masks[name] for name in stack.names])[..., None])
+        for run in self._runs["lora_E"]:
+            run.values.mul_(torch.stack([masks[name] for name in run.names])[..., None])
 
     def figures(self) -> dict[str, Any]:
         """{"ranks": {layer: how many are in use}}."""
@@ -104,7 +96,7 @@ class AdaLoRAMethod:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         self._allocator.load_state_dict(tensors)
-        self._stacks = []
+        self._runs = {}
 
     def export_layers(self) -> Mapping[Key, nn.Module]:
         """LoRA layers of just the ranks that are left, exactly what was trained; a layer without any is left out."""
@@ -113,19 +105,13 @@ class AdaLoRAMethod:
 
     def _bind(self) -> None:
         """Parameters and gradients lie where they are for the whole training, so they are put together only once."""
-        if self._stacks:
+        if self._runs:
             return
         given = {
             name: {part: (getattr(self.layers[key], part), getattr(self.layers[key], part).grad) for part in PARTS} for name, key in self._names.items()
         }
         self._allocator.bind(given)
-        for part in PARTS:
-            groups: dict[torch.Size, list[str]] = {}
-            for name, parts in given.items():
-                groups.setdefault(parts[part][0].shape, []).append(name)
-            for names in groups.values():
-                pairs = [given[name][part] for name in names]
-                self._stacks.append((part, _Stack(names, stacked([value.detach() for value, _ in pairs]), stacked([grad for _, grad in pairs]))))
+        self._runs = {part: runs({name: factors[part] for name, factors in given.items()}) for part in PARTS}
 
 
 @torch.no_grad()

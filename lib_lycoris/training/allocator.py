@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,19 @@ PARTS = ("lora_A", "lora_E", "lora_B")
 Parameters = Mapping[str, Mapping[str, "tuple[Tensor, Tensor | None]"]]
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Layers whose factors have the same shapes, with their moving averages stacked: one kernel for all of them."""
+BLOCK = 1 << 16
+"""Values that are worked on at a time on the CPU, so that they are still in its cache for the next of several passes."""
 
+
+@dataclass(eq=False)
+class _Stack:
+    """One factor of layers where it has the same shape, with its moving averages [N,…]; values and gradients where these stay where they are."""
+
+    part: str
     layers: tuple[str, ...]
-    sensitivity: dict[str, Tensor]
-    uncertainty: dict[str, Tensor]
+    sensitivity: Tensor
+    uncertainty: Tensor
+    bound: tuple[Tensor, Tensor] | None = None
 
 
 class RankAllocator:
@@ -58,10 +65,10 @@ class RankAllocator:
         self.beta1, self.beta2 = beta1, beta2
         self.initial_budget = sum(self.ranks.values())
         self.target_budget = target_rank * len(self.ranks)
-        self._groups: tuple[_Group, ...] = ()
+        self._stacks: tuple[_Stack, ...] = ()
+        self._places: dict[str, Tensor] = {}
         self._frozen: dict[str, Tensor] | None = None
         self._loaded: dict[str, Tensor] = {}
-        self._bound: list[dict[str, tuple[Tensor, Tensor]]] = []
 
     def budget(self, step: int) -> int:
         """How many ranks all layers together have after that step (counted from 1)."""
@@ -81,10 +88,17 @@ class RankAllocator:
         """Remembers parameters and gradients that stay where they are, so that `update` needs them no more.
 
         Raises:
-            ConfigError: a layer or factor is missing, or has another rank than was said at the start.
+            ConfigError: a layer or factor is missing, has no gradient, or has another rank than was said at the start.
         """
-        self._groups = self._groups or self._make_groups(parameters)
-        self._bound = self._stack(parameters)
+        self._check(parameters)
+        if any(gradient is None for factors in parameters.values() for _, gradient in factors.values()):
+            raise ConfigError("the rank allocator can't be bound to parameters without gradients; hand them to update in each step")
+        kept = self.state_dict()
+        groups = [(part, run) for part in PARTS for run in runs({layer: parameters[layer][part] for layer in self.ranks})]
+        self._stacks = tuple(self._make_stack(part, run.names, run.values, kept) for part, run in groups)
+        for stack, (_, run) in zip(self._stacks, groups, strict=True):
+            stack.bound = run.values, run.gradients
+        self._arrange()
 
     @torch.no_grad()
     def update(self, step: int, parameters: Parameters | None = None) -> dict[str, Tensor]:
@@ -100,15 +114,14 @@ class RankAllocator:
         Raises:
             ConfigError: a layer or factor is missing, or has another rank than was said at the start.
         """
-        if parameters is None and not self._bound:
-            raise ConfigError("the rank allocator has no parameters: hand them to update, or to bind once")
         if parameters is not None:
-            self._groups = self._groups or self._make_groups(parameters)
+            self._check(parameters)
+        if not self._stacks:
+            self._stack_up(parameters)
         if step < self.total_steps - self.final:
             self._frozen = None
-            for group, stacks in zip(self._groups, self._bound if parameters is None else self._stack(parameters), strict=True):
-                for part in PARTS:
-                    self._average(group, part, *stacks[part])
+            for stack in self._stacks:
+                self._average(stack, *self._given(stack, parameters))
         if not self.masks_at(step):
             return self._all_kept()
         if self._frozen is None or step < self.total_steps - self.final:
@@ -117,11 +130,11 @@ class RankAllocator:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The moving averages, flat: {"sensitivity.LAYER.lora_A": …, "uncertainty.LAYER.lora_A": …}; empty before the first update."""
-        if not self._groups:
+        if not self._stacks:
             return dict(self._loaded)
         return {
-            f"{kind}.{layer}.{part}": getattr(group, kind)[part][index].clone()
-            for group in self._groups for index, layer in enumerate(group.layers) for part in PARTS for kind in ("sensitivity", "uncertainty")
+            f"{kind}.{layer}.{stack.part}": getattr(stack, kind)[index].clone()
+            for stack in self._stacks for index, layer in enumerate(stack.layers) for kind in ("sensitivity", "uncertainty")
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -134,81 +147,142 @@ class RankAllocator:
         if strange or (state and len(state) != len(self.ranks) * len(PARTS) * 2):
             example = shown(next(iter(strange or state)))
             raise ConfigError(f"the rank allocator's state is of other layers (it has {len(state)} entries, as {example}); start anew")
-        self._loaded, self._groups, self._frozen = dict(state), (), None
+        self._loaded, self._stacks, self._frozen = dict(state), (), None
 
-    def _make_groups(self, parameters: Parameters) -> tuple[_Group, ...]:
-        shapes: dict[tuple, list[str]] = {}
+    def _check(self, parameters: Parameters) -> None:
         for layer, rank in self.ranks.items():
             tensors = {part: _parameter(parameters, layer, part) for part in PARTS}
             if tensors["lora_A"].shape[0] != rank or tensors["lora_E"].numel() != rank or tensors["lora_B"].shape[1] != rank:
                 found = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in tensors.items())
                 raise ConfigError(f"layer {shown(layer)} has {found}: not the rank {rank} that the allocator was made for")
-            shapes.setdefault(tuple(tensor.shape for tensor in tensors.values()), []).append(layer)
-        return tuple(self._make_group(layers, parameters) for layers in shapes.values())
 
-    def _make_group(self, layers: list[str], parameters: Parameters) -> _Group:
-        def start(kind: str, part: str) -> Tensor:
-            like = parameters[layers[0]][part][0]
-            if not self._loaded:
-                return torch.zeros(len(layers), *like.shape, device=like.device)
+    def _stack_up(self, parameters: Parameters | None) -> None:
+        """Stacks by shape, for parameters that are handed over anew each time."""
+        if parameters is None:
+            raise ConfigError("the rank allocator has no parameters: hand them to update, or to bind once")
+        made = []
+        for part in PARTS:
+            shapes: dict[tuple, list[str]] = {}
+            for layer in self.ranks:
+                value = parameters[layer][part][0]
+                shapes.setdefault((value.shape, value.device), []).append(layer)
+            for (shape, _), layers in shapes.items():
+                like = parameters[layers[0]][part][0].expand(len(layers), *shape)
+                made.append(self._make_stack(part, layers, like, self._loaded))
+        self._stacks = tuple(made)
+        self._arrange()
+
+    def _make_stack(self, part: str, layers: Sequence[str], like: Tensor, kept: Mapping[str, Tensor]) -> _Stack:
+        """A stack with the averages out of a state, or zeros; `like` [N,…] tells shape and device."""
+
+        def start(kind: str) -> Tensor:
+            if not kept:
+                return torch.zeros(like.shape, device=like.device)
             try:
-                return torch.stack([self._loaded[f"{kind}.{layer}.{part}"].to(like.device, torch.float32).reshape(like.shape) for layer in layers])
+                return torch.stack([kept[f"{kind}.{layer}.{part}"].to(like.device, torch.float32).reshape(like.shape[1:]) for layer in layers])
             except (KeyError, RuntimeError) as error:
-                what = f"{kind} of {part} for {shown(layers[0])} in shape {list(like.shape)}"
+                what = f"{kind} of {part} for {shown(layers[0])} in shape {list(like.shape[1:])}"
                 raise ConfigError(f"the rank allocator's state has no {what}: it is of another network") from error
 
-        return _Group(tuple(layers), {part: start("sensitivity", part) for part in PARTS}, {part: start("uncertainty", part) for part in PARTS})
+        return _Stack(part, tuple(layers), start("sensitivity"), start("uncertainty"))
 
-    def _stack(self, parameters: Parameters) -> list[dict[str, tuple[Tensor, Tensor]]]:
-        """For each group and factor the stacked values and gradients [N,…]."""
+    def _arrange(self) -> None:
+        """For each factor, where the ranks of the layers in the allocator's order stand in the stacks' order."""
+        device = self._stacks[0].sensitivity.device
+        for part in PARTS:
+            starts, place = {}, 0
+            for stack in self._stacks:
+                if stack.part == part:
+                    for layer in stack.layers:
+                        starts[layer] = place
+                        place += self.ranks[layer]
+            self._places[part] = torch.cat([torch.arange(starts[layer], starts[layer] + rank) for layer, rank in self.ranks.items()]).to(device)
 
-        def stack(layers: Sequence[str], part: str) -> tuple[Tensor, Tensor]:
-            for layer in layers:
-                _parameter(parameters, layer, part)
-            pairs = [parameters[layer][part] for layer in layers]
-            return stacked([value.detach() for value, _ in pairs]), stacked([torch.zeros_like(value) if grad is None else grad for value, grad in pairs])
+    def _given(self, stack: _Stack, parameters: Parameters | None) -> tuple[Tensor, Tensor]:
+        """The stacked values and gradients [N,…]."""
+        if parameters is None:
+            if stack.bound is None:
+                raise ConfigError("the rank allocator has no parameters: hand them to update, or to bind once")
+            return stack.bound
+        pairs = [parameters[layer][stack.part] for layer in stack.layers]
+        values = torch.stack([value.detach() for value, _ in pairs])
+        return values, torch.stack([torch.zeros_like(value) if gradient is None else gradient for value, gradient in pairs])
 
-        return [{part: stack(group.layers, part) for part in PARTS} for group in self._groups]
-
-    def _average(self, group: _Group, part: str, values: Tensor, gradients: Tensor) -> None:
+    def _average(self, stack: _Stack, values: Tensor, gradients: Tensor) -> None:
         """Equations 9 and 10: Ī = β₁Ī + (1-β₁)I, then Ū = β₂Ū + (1-β₂)|I - Ī|, with I = |w·∂L/∂w|."""
-        importance = (values * gradients).float().abs_()
-        sensitivity = group.sensitivity[part].mul_(self.beta1).add_(importance, alpha=1 - self.beta1)
-        group.uncertainty[part].mul_(self.beta2).add_(importance.sub_(sensitivity).abs_(), alpha=1 - self.beta2)
+        flat = [tensor.reshape(-1) for tensor in (values, gradients, stack.sensitivity, stack.uncertainty)]
+        step = BLOCK if values.device.type == "cpu" else len(flat[0])
+        for parts in zip(*(tensor.split(step) for tensor in flat), strict=True):
+            value, gradient, sensitivity, uncertainty = parts
+            importance = (value * gradient).float().abs_()
+            sensitivity.mul_(self.beta1).add_(importance, alpha=1 - self.beta1)
+            uncertainty.mul_(self.beta2).add_(importance.sub_(sensitivity).abs_(), alpha=1 - self.beta2)
 
-    def _scores(self) -> dict[str, Tensor]:
-        """Each layer's importance of its ranks [R], equation 7 with equation 11 within."""
-        scores = {}
-        for group in self._groups:
-            element = {part: group.sensitivity[part] * group.uncertainty[part] for part in PARTS}
-            rows = element["lora_A"].flatten(2).mean(2) + element["lora_B"].mean(1) + element["lora_E"].flatten(1)
-            scores.update(zip(group.layers, rows, strict=True))
-        return {layer: scores[layer] for layer in self.ranks}
+    def _scores(self) -> Tensor:
+        """The importance of all ranks [ΣR], the layers in the order of `ranks`: equation 7 with equation 11 within."""
+        device = self._stacks[0].sensitivity.device
+        total = 0
+        for part in PARTS:
+            rows = torch.cat([_rank_means(stack).flatten().to(device) for stack in self._stacks if stack.part == part])
+            total = total + rows[self._places[part]]
+        return total
 
     def _choose(self, budget: int) -> dict[str, Tensor]:
         scores = self._scores()
         surplus = self.initial_budget - budget
-        if surplus <= 0:
-            return {layer: torch.ones_like(score, dtype=torch.bool) for layer, score in scores.items()}
-        device = next(iter(scores.values())).device
-        threshold = torch.cat([score.to(device) for score in scores.values()]).kthvalue(surplus).values
-        return {layer: score > threshold.to(score.device) for layer, score in scores.items()}
+        kept = scores > scores.kthvalue(surplus).values if surplus > 0 else torch.ones_like(scores, dtype=torch.bool)
+        return dict(zip(self.ranks, kept.split(list(self.ranks.values())), strict=True))
 
     def _all_kept(self) -> dict[str, Tensor]:
-        devices = {layer: group.sensitivity["lora_E"].device for group in self._groups for layer in group.layers}
-        return {layer: torch.ones(rank, dtype=torch.bool, device=devices[layer]) for layer, rank in self.ranks.items()}
+        device = self._stacks[0].sensitivity.device
+        return {layer: torch.ones(rank, dtype=torch.bool, device=device) for layer, rank in self.ranks.items()}
+
+
+def _rank_means(stack: _Stack) -> Tensor:
+    """The mean importance of each rank's weights in a factor [N,R]."""
+    layers = len(stack.layers)
+    step = layers if stack.sensitivity.device.type != "cpu" else max(1, BLOCK * layers // stack.sensitivity.numel())
+    pairs = zip(stack.sensitivity.split(step), stack.uncertainty.split(step), strict=True)
+    products = (sensitivity * uncertainty for sensitivity, uncertainty in pairs)
+    return torch.cat([product.mean(1) if stack.part == "lora_B" else product.flatten(2).mean(2) for product in products])
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Tensors of one shape that lie one after the other in memory, and their gradients, which do too: as one tensor [N,…] each, both views."""
+
+    names: tuple[str, ...]
+    values: Tensor
+    gradients: Tensor
+
+
+def runs(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> list[Run]:
+    """All of these (value, gradient) in as few runs as they make."""
+    groups: list[list[str]] = []
+    previous = None
+    for name in sorted(pairs, key=lambda name: (tuple(pairs[name][0].shape), *map(_address, pairs[name]))):
+        if previous is None or not all(_follows(one, other) for one, other in zip(pairs[previous], pairs[name], strict=True)):
+            groups.append([])
+        groups[-1].append(name)
+        previous = name
+    return [Run(tuple(names), *(stacked([pairs[name][place].detach() for name in names]) for place in (0, 1))) for names in groups]
+
+
+def _address(tensor: Tensor) -> tuple[int, int]:
+    return tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+
+
+def _follows(one: Tensor, other: Tensor) -> bool:
+    """Whether the second tensor is of the first's kind and begins where that ends."""
+    alike = one.shape == other.shape and one.dtype == other.dtype and one.is_contiguous() and other.is_contiguous()
+    return alike and _address(other) == (_address(one)[0], _address(one)[1] + one.numel())
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors of one shape as one tensor [N,…]: a view where they lie one after the other in one piece of memory, otherwise a copy."""
     first = tensors[0]
-    size = first.numel()
-    in_a_row = first.is_contiguous() and all(
-        tensor.is_contiguous() and tensor.dtype == first.dtype and tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        and tensor.storage_offset() == first.storage_offset() + index * size
-        for index, tensor in enumerate(tensors)
-    )
-    return first.as_strided((len(tensors), *first.shape), (size, *first.stride())) if in_a_row else torch.stack(list(tensors))
+    in_a_row = all(_follows(one, other) for one, other in itertools.pairwise(tensors))
+    return first.as_strided((len(tensors), *first.shape), (first.numel(), *first.stride())) if in_a_row else torch.stack(list(tensors))
 
 
 def _parameter(parameters: Parameters, layer: str, part: str) -> Tensor:
