@@ -65,7 +65,7 @@ def _kind(layer: Layer) -> str:
 
 
 def _pruned(own: Layer, layer: nn.Module) -> str:
-    return '; AdaLoRA goes on from a file with output.form = "peft"' if (own.algorithm, layer.algorithm) == ("lora", "adalora") else ""
+    return "; AdaLoRA goes on from a file in PEFT's form" if (own.algorithm, layer.algorithm) == ("lora", "adalora") else ""
 
 
 def _scale(layer: Layer) -> float:

@@ -82,7 +82,7 @@ def test_adalora_goes_on_from_pefts_form(tmp_path):
     ({"network.alpha": 4}, r"has the scale 0\.5 .* the settings give 1"),
     ({"network.kind": "loha"}, "is of kind lora, the settings make loha"),
     ({"network.dora": True}, "the settings make lora with DoRA"),
-    ({"network.kind": "adalora", "network.alpha": None, "network.text_encoder": False}, "AdaLoRA goes on from a file with output.form"),
+    ({"network.kind": "adalora", "network.alpha": None, "network.text_encoder": False}, "AdaLoRA goes on from a file in PEFT"),
     ({"network.text_encoder": False}, r"it has a layer te1\..*which the settings of \[network\] do not train"),
     ({"network.targets": ["q", "k", "v", "out", "ff", "proj", "resnet", "sampler", "io"]}, r"layer unet\.conv_.* is not in it"),
     ({"network.start_from": "/nowhere/else.safetensors"}, r"network\.start_from = /nowhere/else\.safetensors"),
