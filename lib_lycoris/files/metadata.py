@@ -21,7 +21,7 @@ HELD = {
     "ss_network_module": "who can load the file",
     "ss_network_dim": "rank of the linear layers",
     "ss_network_alpha": "alpha of the linear layers",
-    "ss_network_args": "rank and alpha of the convolutions, as JSON",
+    "ss_network_args": "the kind, and rank and alpha of the convolutions, as JSON",
     "ss_sd_model_name": "file name of the checkpoint it was trained on, without its folder",
     "ss_new_sd_model_hash": "that checkpoint's sha256",
     "ss_resolution": "picture size in training",
@@ -67,14 +67,17 @@ _CROSS_ATTENTION = re.compile(r"attn2[._](?:processor[._])?to_[kv](?:_lora)?\.(?
 class TrainingFacts:
     """What a training run knows when it saves; what is None is left out of the file.
 
+    `rank` and `alpha` are "Dynamic" where layers have their own. `module` is kohya's name of who loads the file, `arguments` what that is to be told.
     `checkpoint_name` may be a path: its folder is dropped. `tag_frequency` is {caption part: count}. Times are seconds since 1970.
     """
 
     name: str
     base_model: str = "sd_v1"
     prediction: str = "eps"
-    rank: int | None = None
-    alpha: float | None = None
+    rank: int | str | None = None
+    alpha: float | str | None = None
+    module: str = "networks.lora"
+    arguments: Mapping[str, object] = field(default_factory=dict)
     conv_rank: int | None = None
     conv_alpha: float | None = None
     checkpoint_name: str | None = None
@@ -144,14 +147,15 @@ def read_base_model(metadata: Mapping[str, str], shapes: Mapping[str, Sequence[i
 
 def _kohya_values(facts: TrainingFacts) -> dict[str, object]:
     conv = {"conv_dim": facts.conv_rank, "conv_alpha": facts.conv_alpha} if facts.conv_rank else {}
+    arguments = {**facts.arguments, **conv}
     return {
         "ss_output_name": facts.name,
         "ss_base_model_version": facts.base_model,
         "ss_v2": facts.base_model == "sd_v2",
-        "ss_network_module": "networks.lora",
+        "ss_network_module": facts.module,
         "ss_network_dim": facts.rank,
         "ss_network_alpha": facts.alpha,
-        "ss_network_args": _json({key: str(value) for key, value in conv.items() if value is not None}) if conv else None,
+        "ss_network_args": _json({key: str(value) for key, value in arguments.items() if value is not None}) if arguments else None,
         "ss_sd_model_name": re.split(r"[/\\]", facts.checkpoint_name)[-1] if facts.checkpoint_name else None,
         "ss_new_sd_model_hash": facts.checkpoint_hash,
         "ss_resolution": f"({facts.resolution}, {facts.resolution})" if facts.resolution else None,

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import re
 
+from lib_lycoris.errors import NetworkFileError, shown
+
+SDXL = "sdxl_base_v1-0"
+"""The base model whose UNet kohya's files name as LDM does."""
+
 # Longest first: "lora_te_" must not take "lora_te1_"'s keys, nor "unet_" those of "lora_unet_".
 _PREFIXES = (
     ("base_model_model_", None),
@@ -26,6 +31,13 @@ _PREFIXES = (
     ("unet_", "unet"),
 )
 _TEXT_ENCODER = re.compile(r"(text_model|(model_)?transformer_(resblocks|text_model)|encoder_layers|embeddings|final_layer_norm|ln_final|text_projection)(_|$)")
+
+# Path elements of diffusers' UNet and transformers' CLIP that have a "_" of their own, and those that have none.
+_JOINED = """down_blocks up_blocks mid_block transformer_blocks to_q to_k to_v to_out proj_in proj_out time_embedding add_embedding linear_1 linear_2
+    conv_in conv_out conv_norm_out time_emb_proj conv_shortcut text_model self_attn q_proj k_proj v_proj out_proj layer_norm1 layer_norm2 final_layer_norm
+    token_embedding position_embedding text_projection"""
+_PLAIN = "attentions resnets downsamplers upsamplers conv conv1 conv2 norm norm1 norm2 norm3 attn1 attn2 ff net proj encoder layers mlp fc1 fc2 embeddings"
+_ELEMENT = re.compile(f"({'|'.join(sorted([*_JOINED.split(), *_PLAIN.split()], key=len, reverse=True))}|[0-9]+)(_|$)")
 
 _RESNET_TO_DIFFUSERS = {
     "in_layers_0": "norm1",
@@ -164,3 +176,27 @@ def _block_part(block: str, place: int, part: int, rest: str | None) -> str:
 
 def _join(head: str, rest: str | None) -> str:
     return f"{head}_{rest}" if rest else head
+
+
+def dotted_name(name: str) -> str:
+    """A normal name's path with dots, as the modules of diffusers' UNet and transformers' CLIPTextModel are called.
+
+    Raises:
+        NetworkFileError: an element is none of theirs.
+    """
+    parts, place = [], 0
+    while place < len(name):
+        found = _ELEMENT.match(name, place)
+        if found is None:
+            raise NetworkFileError(f"layer {shown(name)} is none of a Stable Diffusion model's that diffusers names; write kohya's form, which keeps any name")
+        parts.append(found[1])
+        place = found.end()
+    return ".".join(parts)
+
+
+def kohya_key(key: tuple[str, str], base_model: str | None) -> str:
+    """The module part of kohya's key. Like kohya's own files, SDXL's UNet has LDM names and the others diffusers'."""
+    component, name = key
+    if component == "unet" and base_model == SDXL:
+        name = diffusers_to_ldm_unet(name, sdxl=True)
+    return kohya_name(component, name, single_text_encoder=base_model != SDXL)

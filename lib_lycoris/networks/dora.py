@@ -38,13 +38,13 @@ class DecomposedLayer(nn.Module, Layer):
         parts.register(self, dora_scale=dora_scale, lora_magnitude_vector=lora_magnitude_vector)
 
     @classmethod
-    def create(cls, target: nn.Module, inner: Layer, on_output: bool = True, exact_gradient: bool = False) -> DecomposedLayer:
+    def create(cls, target: nn.Module | Tensor, inner: Layer, on_output: bool = True, exact_gradient: bool = False) -> DecomposedLayer:
         """A fresh layer for training: the weight's own lengths as trainable float32 magnitudes around a fresh `inner`, so that it adds exactly nothing.
 
         Exactly: the length of a weight to which nothing is added is computed as the magnitude was, and what counts is their difference.
 
         Args:
-            target: the module to train; its weight is read.
+            target: the module to train, or its weight; it is read.
             inner: the fresh layer for the same module.
             on_output: a length for each output rather than for each input.
             exact_gradient: the gradient goes through the lengths, too; without, they count as constants, which saves the memory of a whole weight.
@@ -54,11 +54,12 @@ class DecomposedLayer(nn.Module, Layer):
 
         Source: Liu et al. 2024, "DoRA", section 4.3 for the constant lengths.
         """
-        shape = parts.target_shape(target)
-        if not inner.fits(shape) or tuple(target.weight.shape) != shape:
-            size = list(target.weight.shape)
+        weight = target if isinstance(target, Tensor) else target.weight
+        shape = parts.target_shape(weight.shape if isinstance(target, Tensor) else target)
+        if not inner.fits(shape) or tuple(weight.shape) != shape:
+            size = list(weight.shape)
             raise ConfigError(f"a weight of shape {size} can't be decomposed around this {inner.algorithm} layer; make both for one module")
-        layer = cls(inner, lengths(target.weight.detach(), 0 if on_output else 1).float(), exact_gradient=exact_gradient)
+        layer = cls(inner, lengths(weight.detach(), 0 if on_output else 1).float(), exact_gradient=exact_gradient)
         layer.dora_scale.requires_grad_(True)
         return layer
 

@@ -26,14 +26,22 @@ class FullLayer(nn.Module, Layer):
         parts.register(self, diff=diff, diff_b=diff_b)
 
     @classmethod
-    def create(cls, target: nn.Module, rank: int = 1, alpha: float | None = None, generator: torch.Generator | None = None) -> FullLayer:
-        """A fresh layer for training: float32 zeros with gradients in the shapes of the module's weight and, where it has one, bias; the rest is not used.
+    def create(
+        cls, target: nn.Module | Sequence[int], rank: int = 1, alpha: float | None = None, generator: torch.Generator | None = None, bias: bool | None = None
+    ) -> FullLayer:
+        """A fresh layer for training: float32 zeros with gradients in the shapes of the weight and of the bias.
+
+        Args:
+            target: the module to train, or the shape of its weight.
+            rank, alpha: not used; there is none.
+            generator: tells the device alone.
+            bias: whether there is a difference for the bias; None: where the module has one.
 
         Source: LyCORIS f49d30d, lycoris/modules/full.py, which starts at zero too.
         """
         device = generator.device if generator is not None else None
-        shape = parts.weight_shape(target)
-        has_bias = getattr(target, "bias", None) is not None
+        shape = parts.weight_shape(target) if isinstance(target, nn.Module) else tuple(target)
+        has_bias = getattr(target, "bias", None) is not None if bias is None else bias
         return cls(torch.zeros(shape, device=device), torch.zeros(shape[0], device=device) if has_bias else None).requires_grad_(True)
 
     def delta(self, weight: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lib_lycoris.errors import ConfigError, NetworkFileError, shown
+from lib_lycoris.files import peft_folder
 from lib_lycoris.files.safetensors import write_tensors
 from lib_lycoris.networks.dora import DecomposedLayer
 from lib_lycoris.networks.layer import Layer
-from lib_lycoris.tools import peft_folder
 from lib_lycoris.tools.facts import carried_metadata, check_not_source, fitted, network_facts, single_file, write_network
 from lib_lycoris.tools.low_rank import like_tensor, low_rank_parts, module_shaped, own_factors
 from lib_lycoris.tools.names import Key, dotted_name

@@ -89,7 +89,11 @@ class AdaLoRAMethod:
 
     def figures(self) -> dict[str, Any]:
         """{"ranks": {layer: how many are in use}}."""
-        return {"ranks": {name: int(torch.count_nonzero(self.layers[key].lora_E)) for name, key in self._names.items()}}
+        self._bind()
+        counts = {}
+        for run in self._runs["lora_E"]:
+            counts.update(zip(run.names, torch.count_nonzero(run.values.detach(), dim=(1, 2)).tolist(), strict=True))
+        return {"ranks": {name: counts[name] for name in self._names}}
 
     def state(self) -> dict[str, Tensor]:
         return self._allocator.state_dict()

@@ -429,6 +429,13 @@ class TrainConfig:
     validation: ValidationSettings = ValidationSettings()
     output: OutputSettings = OutputSettings()
 
+    def __post_init__(self) -> None:
+        kinds = ("lora", "locon", "adalora", "loha")
+        if self.output.form == "peft" and (self.network.kind not in kinds or (self.network.dora and self.network.kind == "loha")):
+            kind = f"{self.network.kind} with dora" if self.network.dora else self.network.kind
+            raise ConfigError(f'output.form = "peft": PEFT has no form for network.kind = {show(kind)} as it is trained here; use form = "kohya", '
+                              f"or kind = {' or '.join(map(show, kinds))}")
+
     @classmethod
     def from_dict(cls, sections: Mapping[str, Any]) -> TrainConfig:
         """The config that {"section": {"key": value}} means; what is missing keeps its default.

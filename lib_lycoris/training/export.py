@@ -8,22 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..errors import LycoError, TrainingError
 from ..files.hashes import legacy_hash, tensor_hash
 from ..files.metadata import TrainingFacts, make_metadata, reduce_metadata, with_hashes
 from ..files.safetensors import write_tensors
-from ..files.spelling import kohya_name
-from ..functional.finite import is_finite
+from ..files.spelling import kohya_key
 from ..networks.layer import Layer
 from .backbone import Backbone
 from .config import TrainConfig
 from .dataset import Dataset
+from .description import describe_kind
+from .peft_form import rounded, write_peft
 from .selection import Key
-
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -39,52 +37,53 @@ class About:
 
 
 def export_network(folder: Path, layers: Mapping[Key, Layer], config: TrainConfig, backbone: Backbone, about: About) -> Path:
-    """The saved file: NAME.safetensors, or NAME-step00000123.safetensors for a training that was stopped before its end.
+    """The saved file: NAME.safetensors, or NAME-step00000123.safetensors for a training that was stopped before its end; in PEFT's form a folder.
 
     Raises:
         TrainingError: the parameters are not finite in the file's dtype, or the file could not be written; an older one stays.
     """
     name = config.output.name if about.steps >= about.planned else f"{config.output.name}-step{about.steps:08}"
-    path = folder / f"{name}.safetensors"
-    tensors = network_tensors(layers, config.output.dtype, single_text_encoder=len(backbone.text_encoders) < 2)
-    metadata = make_metadata(_facts(config, backbone, about))
-    if config.output.metadata == "minimal":
-        metadata = reduce_metadata(metadata)
-    else:
-        metadata = with_hashes(metadata, tensor_hash(tensors), legacy_hash(tensors, metadata))
+    metadata = make_metadata(_facts(config, backbone, about, layers))
     try:
+        if config.output.form == "peft":
+            write_peft(folder / name, layers, config.output.dtype, reduce_metadata(metadata) if config.output.metadata == "minimal" else metadata)
+            return folder / name
+        path = folder / f"{name}.safetensors"
+        tensors = network_tensors(layers, config.output.dtype, backbone.base_model)
+        if config.output.metadata == "minimal":
+            metadata = reduce_metadata(metadata)
+        else:
+            metadata = with_hashes(metadata, tensor_hash(tensors), legacy_hash(tensors, metadata))
         write_tensors(path, tensors, metadata)
+    except TrainingError:
+        raise
     except (LycoError, OSError) as error:
         advice = "the training's last state is kept, resuming it saves the network again"
         raise TrainingError(f"the network could not be saved: {error}; {advice}") from error
     return path
 
 
-def network_tensors(layers: Mapping[Key, Layer], dtype: str, single_text_encoder: bool = True) -> dict[str, Tensor]:
-    """All parameters under kohya's names: "lora_unet_….lora_down.weight". Weights are rounded to `dtype` once; alpha stays float32, exact.
+def network_tensors(layers: Mapping[Key, Layer], dtype: str, base_model: str = "sd_v1") -> dict[str, Tensor]:
+    """All parameters under kohya's names: "lora_unet_….lora_down.weight". Weights are rounded to `dtype` once; alpha and counts stay float32, exact.
 
     Raises:
         TrainingError: a value is not finite, or too large for the dtype.
     """
     tensors = {}
-    for (component, name), layer in layers.items():
-        prefix = kohya_name(component, name, single_text_encoder)
+    for key, layer in layers.items():
+        prefix = kohya_key(key, base_model)
         for part, tensor in layer.tensors().items():
-            tensors[f"{prefix}.{part}"] = tensor.float().cpu() if part == "alpha" else tensor.to(_DTYPES[dtype]).cpu()
-            if not is_finite(tensors[f"{prefix}.{part}"]):
-                advice = 'set output.dtype = "fp32", or train at a lower rate'
-                raise TrainingError(f"layer {prefix}: {part} has values that {dtype} can't hold; {advice}")
+            exact = part in ("alpha", "scale") or not tensor.is_floating_point()
+            tensors[f"{prefix}.{part}"] = tensor.cpu() if exact else rounded(tensor, dtype, f"{prefix}: {part}")
     return tensors
 
 
-def _facts(config: TrainConfig, backbone: Backbone, about: About) -> TrainingFacts:
+def _facts(config: TrainConfig, backbone: Backbone, about: About, layers: Mapping[Key, Layer]) -> TrainingFacts:
     network, training = config.network, config.training
-    large = network.kind == "locon"
     return TrainingFacts(
         name=config.output.name, base_model=backbone.base_model,
         prediction=config.model.resolve_prediction(backbone.prediction),
-        rank=network.rank, alpha=network.linear_alpha,
-        conv_rank=network.convolution_rank if large else None, conv_alpha=network.convolution_alpha if large else None,
+        **describe_kind(network, layers),
         checkpoint_name=backbone.checkpoint_name, checkpoint_hash=backbone.checkpoint_hash,
         resolution=config.data.resolution, pictures=len(about.dataset.pictures), batch_size=config.data.batch_size,
         steps=about.steps, planned_steps=about.planned,

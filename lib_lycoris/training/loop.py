@@ -93,7 +93,8 @@ def train(
     stopped = stretch.end in (STOPPED, PAUSED)
     problems += stretch.problems
     seconds = time.monotonic() - began
-    return TrainResult(stretch.path, stretch.steps, stretch.loss, seconds, stopped, states.latest_path(), tuple(problems), stretch.validations)
+    latest, validations = states.latest_path(), stretch.validations
+    return TrainResult(stretch.path, stretch.steps, stretch.loss, seconds, stopped, latest, tuple(problems), validations, stretch.ranks)
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class _Stretch:
     loss: float
     problems: list[str]
     validations: tuple[tuple[int, float], ...]
+    ranks: dict[str, int] | None = None
 
 
 def _train(
@@ -133,7 +135,7 @@ def _train(
             run = Run(config, backbone, trainer, states, about, state, validation, watch)
             run.go()
             path = run.finish()
-    return _Stretch(run.end, path, run.state, run.step, run.smoothed.value, [*materials.problems, *run.problems], tuple(run.validations))
+    return _Stretch(run.end, path, run.state, run.step, run.smoothed.value, [*materials.problems, *run.problems], tuple(run.validations), run.ranks)
 
 
 def _waited(pause: Pause) -> bool:

@@ -42,27 +42,43 @@ def make_method(settings: NetworkSettings, targets: Mapping[Key, Target], steps:
 
 def create_layer(target: Target, settings: NetworkSettings, seed: int) -> nn.Module:
     """A fresh layer for one target; it adds exactly nothing."""
-    generator = make_generator(seed, "layer", *target.key)
+    layer = _inner_layer(target, settings, make_generator(seed, "layer", *target.key))
+    return DecomposedLayer.create(_weight(target), layer) if settings.dora else layer
+
+
+def count_parameters(target: Target, settings: NetworkSettings) -> int:
+    """How many numbers `create_layer` gives for that target; takes neither memory nor time for them."""
+    with torch.device("meta"):
+        layer = _inner_layer(target, settings, None)
+    return sum(parameter.numel() for parameter in layer.parameters() if parameter.requires_grad) + (target.shape[0] if settings.dora else 0)
+
+
+def _inner_layer(target: Target, settings: NetworkSettings, generator: torch.Generator | None) -> nn.Module:
+    """The layer without what DoRA puts around it."""
     rank, alpha = rank_of(target, settings)
     shape = tuple(target.shape)
     kind = settings.kind
     if kind == "norm":
         return NormLayer.create(target.module)
     if kind == "full":
-        return FullLayer.create(target.module)
+        return FullLayer.create(shape, generator=generator, bias=target.bias is not None and target.module._parameters.get(target.bias) is not None)
     if kind == "ia3":
         return IA3Layer.create(shape, on_input=scales_input(target))
     if kind == "adalora":
         return AdaLoRALayer.create(shape, rank, alpha, generator)
     alpha = alpha * math.sqrt(rank) if settings.rs_lora else alpha
     if kind == "loha":
-        layer = LohaLayer.create(shape, rank, alpha, generator, tucker=settings.tucker)
-    elif kind == "lokr":
+        return LohaLayer.create(shape, rank, alpha, generator, tucker=settings.tucker)
+    if kind == "lokr":
         factor = -1 if settings.factor is None else settings.factor
-        layer = LokrLayer.create(shape, rank, alpha, generator, factor, settings.decompose_both, settings.full_matrix, settings.tucker)
-    else:
-        layer = LowRankLayer.create(shape, rank, alpha, generator, tucker=settings.tucker)
-    return DecomposedLayer.create(target.module, layer) if settings.dora else layer
+        return LokrLayer.create(shape, rank, alpha, generator, factor, settings.decompose_both, settings.full_matrix, settings.tucker)
+    return LowRankLayer.create(shape, rank, alpha, generator, tucker=settings.tucker)
+
+
+def _weight(target: Target) -> torch.Tensor:
+    """The weight that is trained: of a fused q, k and v its own rows."""
+    weight = target.module._parameters[target.weight]
+    return weight if target.rows is None else weight[target.rows]
 
 
 def rank_of(target: Target, settings: NetworkSettings) -> tuple[int, float]:

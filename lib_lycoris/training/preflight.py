@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from ..errors import shown
 from ..patching.targets import Target, find_targets
 from .backbone import Backbone
@@ -18,7 +16,7 @@ from .config import TrainConfig
 from .dataset import Dataset, Picture
 from .materials import read_pictures
 from .memory import estimate_memory
-from .methods import create_layer
+from .methods import count_parameters
 from .prior import count_pictures, missing_pictures, prior_folder
 from .rates import learning_targets
 from .selection import Key, select_targets
@@ -147,7 +145,7 @@ def check_training(config: TrainConfig, backbone: Backbone, side: int | None = N
     targets = learning_targets(select_targets(find_targets(backbone.unet, backbone.text_encoders), config.network), config)
     draws, batch = len(found.draws), config.data.batch_size
     steps = config.training.total_steps(draws, batch)
-    parameters = sum(count_parameters(target, config) for target in targets.values())
+    parameters = sum(count_parameters(target, config.network) for target in targets.values())
     unet = sum(component == "unet" for component, _ in targets)
     epochs = steps * batch * config.training.gradient_accumulation / draws
     framed = _framed(dataset.pictures)
@@ -201,13 +199,6 @@ def _doubts_of_buckets(config: TrainConfig, framed: tuple[Framed, ...]) -> list[
         doubts.append(f"{len(enlarged)} picture{'s are' if len(enlarged) > 1 else ' is'} scaled up more than {_BLURRED:g} times, as {enlarged[0].path}: "
                       "the network learns the blur; data.upscale = false keeps their size.")
     return doubts
-
-
-def count_parameters(target: Target, config: TrainConfig) -> int:
-    """How many numbers of that layer's network are trained."""
-    with torch.random.fork_rng(devices=[]):
-        layer = create_layer(target, config.network, config.training.seed)
-    return sum(parameter.numel() for parameter in layer.parameters() if parameter.requires_grad)
 
 
 def _doubts(config: TrainConfig, dataset: Dataset, targets: Mapping[Key, Target], epochs: float) -> list[str]:

@@ -24,6 +24,8 @@ class StepReport:
     seconds_left: float
     validation_loss: float | None = None
     """Of this step's validation; None in steps without one."""
+    ranks: int | None = None
+    """How many ranks all layers have together, where a method takes some away (AdaLoRA)."""
 
 
 class SmoothedLoss:

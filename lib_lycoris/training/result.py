@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,3 +27,5 @@ class TrainResult:
     """What was odd but did not stop it, in words."""
     validation: tuple[tuple[int, float], ...] = ()
     """(step, loss) of each validation, the first before the first step."""
+    ranks: Mapping[str, int] | None = None
+    """The rank that each layer ("component.layer") kept, where a method takes some away (AdaLoRA)."""

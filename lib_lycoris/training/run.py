@@ -16,6 +16,7 @@ from .config import TrainConfig
 from .export import About, export_network
 from .previews import Previews
 from .progress import SmoothedLoss, StepReport
+from .rank_plot import write_rank_plot
 from .resuming import checkpoint_mark
 from .trainer import NotFiniteError, Trainer
 from .validation import Validation
@@ -100,7 +101,24 @@ class Run:
         with self._trainer.used():
             judged = self.validations[-1][1] if self.validations else None
             about = replace(self._about, steps=self.step, validation_loss=judged)
-            return export_network(self._folder, self._trainer.method.export_layers(), self._config, self._backbone, about)
+            path = export_network(self._folder, self._trainer.method.export_layers(), self._config, self._backbone, about)
+            self._draw_ranks(path)
+            return path
+
+    @property
+    def ranks(self) -> dict[str, int] | None:
+        """The ranks of the layers, where a method takes some away."""
+        return self._trainer.method.figures().get("ranks")
+
+    def _draw_ranks(self, network: Path) -> None:
+        """NAME-ranks.png beside the network; what failed is a problem, as the network is there."""
+        ranks = self.ranks
+        if ranks is None:
+            return
+        try:
+            write_rank_plot(network.with_name(f"{network.name.removesuffix('.safetensors')}-ranks.png"), ranks, self._config.network.initial_rank)
+        except OSError as error:
+            self.problems.append(f"the picture of the ranks could not be written: {error.strerror or error}")
 
     def _ends(self) -> bool:
         """Whether anybody wants an end before the next step; all processes find the same."""
@@ -143,7 +161,9 @@ class Run:
         seconds = time.monotonic() - self._began
         left = seconds / (self.step - self._first) * (self._steps - self.step)
         rate = self._trainer.learning_rate(self.step - 1)
-        return StepReport(self.step, self._steps, loss, self.smoothed.value, rate, self._before + seconds, left, judged)
+        ranks = self.ranks
+        total = None if ranks is None else sum(ranks.values())
+        return StepReport(self.step, self._steps, loss, self.smoothed.value, rate, self._before + seconds, left, judged, total)
 
     def _validate(self) -> float | None:
         """The loss on what is not trained on; None where there is none."""

@@ -65,7 +65,7 @@ def _is_selected(target: Target, settings: NetworkSettings) -> bool:
         return False
     if settings.kind == "norm":
         return isinstance(target.module, (nn.LayerNorm, nn.GroupNorm))
-    if (target.rows is not None and settings.dora) or not isinstance(target.module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
+    if not isinstance(target.module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
         return False
     groups = settings.groups
     if target.component != "unet":

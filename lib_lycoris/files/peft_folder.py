@@ -33,6 +33,15 @@ class Adapter:
     magnitude: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Loha:
+    """One module's LoHa: its parameters as PEFT names them (hada_w1_a, …), rank and alpha."""
+
+    tensors: Mapping[str, Tensor]
+    rank: int
+    alpha: float
+
+
 def checked_folder(out: Path) -> Path:
     """`out` as a folder for an adapter.
 
@@ -55,14 +64,38 @@ def write(out: Path, parts: Mapping[str, Mapping[str, Adapter]], metadata: Mappi
     Raises:
         LycoError: a folder or file could not be written.
     """
-    size = 0
+    made = {component: (_tensors(component, adapters), _config(component, adapters)) for component, adapters in parts.items()}
+    return _write_folders(out, made, metadata)
+
+
+def write_loha(out: Path, parts: Mapping[str, Mapping[str, Loha]], metadata: Mapping[str, str]) -> int:
+    """The same for LoHa.
+
+    Raises:
+        LycoError: a folder or file could not be written.
+    """
+    made = {}
     for component, adapters in parts.items():
+        named = {_own_name(component, name): adapter for name, adapter in adapters.items()}
+        tensors = {f"base_model.model.{name}.{part}": tensor for name, adapter in named.items() for part, tensor in adapter.tensors.items()}
+        cores = any(f"{name}.hada_t1" in key for name in named for key in tensors)
+        made[component] = (tensors, {
+            "peft_type": "LOHA", **_COMMON, **_ranks({name: adapter.rank for name, adapter in named.items()}, "r"),
+            **_ranks({name: adapter.alpha for name, adapter in named.items()}, "alpha"), "target_modules": sorted(named), "use_effective_conv2d": cores,
+            "rank_dropout": 0.0, "module_dropout": 0.0, "init_weights": True,
+        })
+    return _write_folders(out, made, metadata)
+
+
+def _write_folders(out: Path, parts: Mapping[str, tuple[dict[str, Tensor], dict[str, object]]], metadata: Mapping[str, str]) -> int:
+    size = 0
+    for component, (tensors, config) in parts.items():
         folder = out if len(parts) == 1 else out / component
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_tensors(folder / WEIGHTS_NAME, _tensors(component, adapters), {"format": "pt", **metadata})
+            write_tensors(folder / WEIGHTS_NAME, tensors, {"format": "pt", **metadata})
             draft = folder / f".{CONFIG_NAME}.tmp"
-            draft.write_text(json.dumps(_config(component, adapters), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            draft.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             os.replace(draft, folder / CONFIG_NAME)
         except OSError as error:
             raise LycoError(f"{shown(folder)} could not be written: {error.strerror or error}; free some space or choose another folder") from error
@@ -89,15 +122,22 @@ def _tensors(component: str, adapters: Mapping[str, Adapter]) -> dict[str, Tenso
 
 
 def _config(component: str, adapters: Mapping[str, Adapter]) -> dict[str, object]:
-    ranks = {_own_name(component, name): adapter.a.shape[0] for name, adapter in adapters.items()}
-    alphas = {_own_name(component, name): adapter.scale * adapter.a.shape[0] for name, adapter in adapters.items()}
-    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    named = {_own_name(component, name): adapter for name, adapter in adapters.items()}
+    alphas = _ranks({name: adapter.scale * adapter.a.shape[0] for name, adapter in named.items()}, "alpha")
     return {
-        "peft_type": "LORA", "task_type": None, "inference_mode": True, "base_model_name_or_path": None, "bias": "none", "fan_in_fan_out": False,
-        "r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "target_modules": sorted(ranks), "init_lora_weights": True, "use_rslora": False,
-        "use_dora": any(adapter.magnitude is not None for adapter in adapters.values()),
+        "peft_type": "LORA", **_COMMON, "bias": "none", "fan_in_fan_out": False, **_ranks({name: adapter.a.shape[0] for name, adapter in named.items()}, "r"),
+        "lora_alpha": alphas["alpha"], "alpha_pattern": alphas["alpha_pattern"], "lora_dropout": 0.0, "target_modules": sorted(named),
+        "init_lora_weights": True, "use_rslora": False, "use_dora": any(adapter.magnitude is not None for adapter in adapters.values()),
         "lora_bias": any(adapter.bias is not None for adapter in adapters.values()),
-        # "^": only this very module, not others whose names end so
-        "rank_pattern": {f"^{name}": value for name, value in ranks.items() if value != rank},
-        "alpha_pattern": {f"^{name}": value for name, value in alphas.items() if value != alpha},
     }
+
+
+_COMMON = {"task_type": None, "inference_mode": True, "base_model_name_or_path": None}
+
+
+def _ranks(values: Mapping[str, float], name: str) -> dict[str, object]:
+    """The commonest of the modules' values under `name`, and the others by module."""
+    common = Counter(values.values()).most_common(1)[0][0]
+    pattern = "rank_pattern" if name == "r" else "alpha_pattern"
+    # "^": only this very module, not others whose names end so
+    return {name: common, pattern: {f"^{module}": value for module, value in values.items() if value != common}}
