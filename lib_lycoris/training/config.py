@@ -397,7 +397,7 @@ class OutputSettings(Section):
         choices=("full", "minimal"),
     )
     form: str = setting(
-        "kohya", 'Names in the file: "kohya", which everything loads. For PEFT\'s form use the verb convert on it.', choices=("kohya",), not_yet=("peft",)
+        "kohya", 'Names in the file: "kohya", which everything loads, or "peft", a folder NAME with adapter_config.json.', choices=("kohya", "peft")
     )
     network_every: int = setting(
         0, "Steps between networks of their own, NAME-step00000100.safetensors, to choose the best of; 0 saves the last alone.", minimum=0, maximum=10_000_000
