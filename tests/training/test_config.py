@@ -48,7 +48,7 @@ KNOWN_BY = {
 
 def made_to_fit(sections):
     """Sections that contradict nothing: of two that exclude each other the first stays, what a kind does not know is as it was."""
-    data, network, training = dict(sections["data"]), dict(sections["network"]), dict(sections["training"])
+    data, network, training, output = (dict(sections[name]) for name in ("data", "network", "training", "output"))
     training["debiased"] = training["debiased"] and not training["min_snr_gamma"]
     training["ema"] = 0.0 if training["optimizer"] == "schedule_free" else training["ema"]
     network["rank_dropout"] = 0.0 if network["full_matrix"] else network["rank_dropout"]
@@ -63,7 +63,9 @@ def made_to_fit(sections):
             network[name] = SETTINGS[f"network.{name}"].default
     if network["init_rank"] is not None:
         network["init_rank"] = max(network["init_rank"], network["target_rank"] or network["rank"])
-    return {**sections, "data": data, "network": network, "training": training}
+    if network["kind"] not in ("lora", "locon", "adalora", "loha") or (network["kind"] == "loha" and network["dora"]):
+        output["form"] = "kohya"
+    return {**sections, "data": data, "network": network, "training": training, "output": output}
 
 
 sections = st.fixed_dictionaries({

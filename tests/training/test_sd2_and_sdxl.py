@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from lib_lycoris.files.safetensors import read_metadata
-from lib_lycoris.files.spelling import kohya_name
+from lib_lycoris.files.spelling import kohya_key
 from lib_lycoris.library.load import open_network
 from lib_lycoris.patching.session import patch
 from lib_lycoris.patching.targets import find_targets
@@ -207,7 +207,9 @@ def test_the_file_says_what_it_is_for_and_has_the_names_that_others_read(trained
     assert metadata["modelspec.prediction_type"] == {"sd2": "v", "sdxl": "epsilon"}[architecture]
     prefixes = {"sd2": {"lora_unet", "lora_te"}, "sdxl": {"lora_unet", "lora_te1", "lora_te2"}}[architecture]
     assert {"_".join(name.split("_")[:2]) for name in network.layers} == prefixes
-    assert set(network.layers) == {kohya_name(*key, architecture == "sd2") for key in layers}
+    assert set(network.layers) == {kohya_key(key, metadata["ss_base_model_version"]) for key in layers}
+    # the sdxl file of kohya's own trainer has LDM's names for the UNet
+    assert any(name.startswith("lora_unet_" + {"sd2": "down_blocks_", "sdxl": "input_blocks_"}[architecture]) for name in network.layers)
 
 
 def test_the_file_gives_the_trained_weights_on_the_same_model_and_a_smaller_loss(trained):
