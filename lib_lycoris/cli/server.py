@@ -97,7 +97,7 @@ def make_app(bench: Workbench) -> Any:
 
     from ..api.routes import Callables, add_routes
     from ..studio.generate import GenerateSettings
-    from ..training.setting import section_settings
+    from ..setting import section_settings
     from ..ui import text
 
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -161,7 +161,7 @@ class Workbench:
 
     def _generate_settings(self, values: Mapping[str, Any]) -> Any:
         from ..studio.generate import GenerateSettings
-        from ..training.setting import section_settings
+        from ..setting import section_settings
 
         known = [setting.name for setting in section_settings(GenerateSettings)]
         for name in values:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..prompt.request import split_prompt
-from ..training.setting import Section, setting
+from ..setting import Section, setting
 from .checkpoint import StudioModel
 from .conditioning import check_clip_skip
 from .noise import PictureNoise

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .setting import Section, Setting, section_settings, setting, show
+from ..setting import Section, Setting, section_settings, setting, show
 
 KINDS = ("locon", "lora", "loha", "lokr", "adalora", "full", "norm", "ia3")
 KINDS_TO_COME = ("embedding", "adapter")

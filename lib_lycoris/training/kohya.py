@@ -21,7 +21,7 @@ from .buckets import Sizes
 from .captions import CAPTIONS, Words, split_lines
 from .config import DataSettings, toml_reader
 from .pictures import PICTURES
-from .setting import show
+from ..setting import show
 from .subsets import Subset, make_words
 
 _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {

@@ -1,4 +1,4 @@
-"""One setting of a training: its name, help text and range in one record, with which values are checked and read."""
+"""One setting of a record: its name, help text and range in one record, with which values are checked and read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from ..errors import ConfigError
+from .errors import ConfigError
 
 
 def setting(
