@@ -13,8 +13,9 @@ _HOOKS = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  
 class Recipe:
     """Makes an input anew during the backward pass; once for all layers that have the same input."""
 
-    def __init__(self, make: Callable[[], Tensor]):
-        self._make = make
+    def __init__(self, make: Callable[[], Tensor], node: torch.autograd.graph.Node, dtype: torch.dtype):
+        self.node = node
+        self._make, self._dtype = make, dtype
         self._made: Tensor | None = None
         self._users = self._left = 0
 
@@ -26,7 +27,8 @@ class Recipe:
     def __call__(self) -> Tensor:
         """The input; kept until as many have asked as joined."""
         if self._made is None:
-            self._made, self._left = self._make(), self._users
+            # under autocast a normalisation computes in float32 what it gives in half precision
+            self._made, self._left = self._make().to(self._dtype), self._users
         made = self._made
         self._left -= 1
         if self._left == 0:
@@ -48,11 +50,11 @@ def recipe(x: Tensor) -> Recipe | None:
     if rule is None or _HOOKS(True) is not None:
         return None
     known = getattr(x, "_recipe", None)
-    if known is None:
+    if known is None or known.node is not node:  # changed in place, it is made of something else
         make = rule(node)
         if make is None:
             return None
-        known = x._recipe = Recipe(make)
+        known = x._recipe = Recipe(make, node, x.dtype)
     return known.join()
 
 
