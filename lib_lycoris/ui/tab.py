@@ -20,13 +20,12 @@ def make_tab(train: TrainPage, more: tuple[tuple[str, str, Callable[[gr.Blocks],
         train: what the Train sub-tab does.
         more: further sub-tabs, as (name, the element's id, what draws it into the surrounding gradio context).
     """
-    with gr.Blocks(analytics_enabled=False) as blocks:
-        with gr.Tabs(elem_id="lycoris_tabs"):
-            with gr.Tab("Train", elem_id="lycoris_tab_train", id="train"):
-                draw_train(blocks, train)
-            for name, element, draw in more:
-                with gr.Tab(name, elem_id=element, id=name.lower()):
-                    draw(blocks)
+    with gr.Blocks(analytics_enabled=False) as blocks, gr.Tabs(elem_id="lycoris_tabs"):
+        with gr.Tab("Train", elem_id="lycoris_tab_train", id="train"):
+            draw_train(blocks, train)
+        for name, element, draw in more:
+            with gr.Tab(name, elem_id=element, id=name.lower()):
+                draw(blocks)
     for block in blocks.blocks.values():
         # What a field starts with follows from the model and from this extension's version; the host would keep the first values for ever.
         block.do_not_save_to_config = True
