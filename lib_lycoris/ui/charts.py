@@ -8,11 +8,13 @@ from html import escape
 
 _WIDTH, _HEIGHT = 640, 300
 _LEFT, _BOTTOM, _TOP = 52, 34, 10
+_MARGIN = 1.15
 _SMALLEST = 1e-6
 """Of the largest singular value; what is below is rounding."""
 
 CSS = """
 .lycoris-bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 0.12rem 0.6rem; align-items: center; font-size: 0.85rem; }
+.lycoris-bars { max-width: 900px; margin-bottom: 0.8rem; }
 .lycoris-bars .bars { display: flex; flex-direction: column; gap: 1px; }
 .lycoris-bars .bars span { display: block; height: 0.7rem; border-radius: 2px; background: #ea580c; min-width: 1px; }
 .lycoris-bars .bars.two span { height: 0.4rem; }
@@ -49,9 +51,7 @@ def spectrum_lines(spectra: Mapping[str, Sequence[float]]) -> str:
     if not seen:
         return ""
     count = max(max(len(values) for values in seen.values()), 2)
-    high = math.ceil(math.log10(max(map(max, seen.values()))))
-    low = min(math.floor(math.log10(min(map(min, seen.values())))), high - 1)
-    place = _Place(count, low, high)
+    place = _Place(count, min(map(min, seen.values())) / _MARGIN, max(map(max, seen.values())) * _MARGIN)
     lines = [_line(place, values, _colour(number, len(seen)), block) for number, (block, values) in enumerate(seen.items())]
     legend = [f'<span><i style="background:{_colour(number, len(seen))}"></i>{escape(block)}</span>' for number, block in enumerate(seen)]
     words = f"Singular values of {len(seen)} blocks, from 1 to {count}"
@@ -62,22 +62,27 @@ def spectrum_lines(spectra: Mapping[str, Sequence[float]]) -> str:
 class _Place:
     """Where a value stands in the picture: its number across, its logarithm upwards."""
 
-    def __init__(self, count: int, low: int, high: int) -> None:
+    def __init__(self, count: int, low: float, high: float) -> None:
         self._count, self._low, self._high = count, low, high
 
     def across(self, number: float) -> float:
         return _LEFT + (number - 1) / (self._count - 1) * (_WIDTH - _LEFT - 12)
 
     def up(self, value: float) -> float:
-        return _TOP + (self._high - math.log10(value)) / (self._high - self._low) * (_HEIGHT - _TOP - _BOTTOM)
+        return _TOP + math.log(self._high / value) / math.log(self._high / self._low) * (_HEIGHT - _TOP - _BOTTOM)
+
+    def marks(self) -> list[float]:
+        """Round values within the picture: powers of ten, and where these are few 2 and 5 between them too."""
+        powers = range(math.floor(math.log10(self._low)), math.ceil(math.log10(self._high)) + 1)
+        found = [step * 10.0**power for power in powers for step in ((1,) if len(powers) > 4 else (1, 2, 5)) if self._low <= step * 10.0**power <= self._high]
+        return found or [self._low, self._high]
 
     def axes(self) -> str:
-        powers = range(self._low, self._high + 1, max(1, (self._high - self._low) // 6))
-        grid = [f'<line x1="{_LEFT}" x2="{_WIDTH - 12}" y1="{self.up(10.0 ** power):.1f}" y2="{self.up(10.0 ** power):.1f}" stroke="currentColor" '
-                f'stroke-opacity="0.2"/><text x="{_LEFT - 6}" y="{self.up(10.0 ** power) + 4:.1f}" text-anchor="end">{10.0 ** power:g}</text>'
-                for power in powers]
-        marks = sorted({1, self._count, *(1 + round((self._count - 1) * part / 4) for part in (1, 2, 3))})
-        ticks = [f'<text x="{self.across(mark):.1f}" y="{_HEIGHT - 18}" text-anchor="middle">{mark}</text>' for mark in marks]
+        """The grid and its figures."""
+        grid = [f'<line x1="{_LEFT}" x2="{_WIDTH - 12}" y1="{self.up(mark):.1f}" y2="{self.up(mark):.1f}" stroke="currentColor" stroke-opacity="0.2"/>'
+                f'<text x="{_LEFT - 6}" y="{self.up(mark) + 4:.1f}" text-anchor="end">{mark:.3g}</text>' for mark in self.marks()]
+        counts = sorted({1, self._count, *(1 + round((self._count - 1) * part / 4) for part in (1, 2, 3))})
+        ticks = [f'<text x="{self.across(count):.1f}" y="{_HEIGHT - 18}" text-anchor="middle">{count}</text>' for count in counts]
         return "".join((*grid, *ticks)) + f'<text x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 3}" text-anchor="middle">n-th largest singular value</text>'
 
 

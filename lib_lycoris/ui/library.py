@@ -141,11 +141,10 @@ class _Chooser:
         self.shelf = gr.Radio(choices=[(TITLES[shelf], shelf) for shelf in page.shelves], value=page.shelves[0], label="What to list",
                               elem_id="lycoris_library_shelf", visible=len(page.shelves) > 1)
         self.search = gr.Textbox(label="Search", placeholder="name, kind, base model, words", elem_id="lycoris_library_search")
-        with gr.Row():
-            self.sort = gr.Dropdown(choices=list(SORTS), value="Name", label="Order", elem_id="lycoris_library_sort", min_width=120)
-            self.refresh = gr.Button("Read the folders", elem_id="lycoris_library_read", min_width=120)
+        self.sort = gr.Dropdown(choices=list(SORTS), value="Name", label="Order", elem_id="lycoris_library_sort")
         self.names = gr.Radio(choices=[], label="Files", elem_id="lycoris_library_files", elem_classes=["lycoris-files"], interactive=True)
         self.count = gr.HTML(elem_id="lycoris_library_count")
+        self.refresh = gr.Button("Read the folders again", elem_id="lycoris_library_read", size="sm")
 
     def update(self, shelf: str, search: str, sort: str, chosen: str | None) -> list[Any]:
         """The list of now, with the chosen file still chosen where it is in it."""

@@ -53,8 +53,8 @@ def count_words(found: int, all_rows: int) -> str:
 
 
 def megabytes(count: float) -> str:
-    """A size: "36.1 MB", "0.3 MB", "12 kB"."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.0f} kB"
+    """A size: "36.1 MB", "0.3 MB", "12 kB", "18 bytes"."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.0f} kB" if count >= 1e3 else f"{count:.0f} bytes"
 
 
 def day(seconds: float | None) -> str:
