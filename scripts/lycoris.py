@@ -46,7 +46,7 @@ def _draw_tab(training, pages):
     library = pages.library
     shelves = LibraryPage(actions=ACTIONS, shelves=library.shelves, rows=library.rows, describe=library.describe, picture=library.picture, run=library.run,
                           jobs=library.jobs.states, stop=library.jobs.stop, trash=library.trash, polls=False)
-    return make_tab(page, shelves), NAME, ELEMENT
+    return make_tab(page, library=shelves), NAME, ELEMENT
 
 
 def _add_routes(app, extension, pages, training):

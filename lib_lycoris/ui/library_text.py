@@ -13,11 +13,12 @@ CSS = charts.CSS + """
 table.lycoris-table { border-collapse: collapse; width: 100%; font-size: 0.9rem; margin: 0 0 0.6rem; border: 0; }
 .lycoris-table tr { border: 0; border-bottom: 1px solid rgba(128, 128, 128, 0.25); }
 .lycoris-table tr:last-child { border-bottom: 0; }
-table.lycoris-table th, table.lycoris-table td { border: 0; text-align: left; vertical-align: top; padding: 0.2rem 0.9rem 0.2rem 0; }
+table.lycoris-table th, table.lycoris-table td { border: 0; text-align: left; vertical-align: top; padding: 0.2rem 0.9rem 0.2rem 0 !important; }
 table.lycoris-table th { font-weight: 500; opacity: 0.75; white-space: nowrap; width: 1%; }
 table.lycoris-table td { overflow-wrap: anywhere; white-space: pre-line; }
 #lycoris_library_said:not(:has(p)), #lycoris_library_work:not(:has(p)), #lycoris_library_comparison:not(:has(p)) { display: none; }
 #lycoris_library_work p { font-size: 0.9rem; }
+#lycoris_library_refresh, #lycoris_library_stop { flex-grow: 0; min-width: 9rem; }
 .lycoris-name { font-size: 1.15rem; font-weight: 600; margin: 0 0 0.3rem; overflow-wrap: anywhere; }
 .lycoris-quiet { opacity: 0.75; font-size: 0.9rem; margin: 0.2rem 0; }
 .lycoris-files .wrap { flex-direction: column; flex-wrap: nowrap; gap: 4px; max-height: 34rem; overflow-y: auto; }

@@ -15,13 +15,13 @@ ELEMENT = "lycoris"
 """The host makes of it the tab's own id, "tab_lycoris"."""
 
 
-def make_tab(train: TrainPage, library: LibraryPage | None = None, more: tuple[tuple[str, str, Callable[[gr.Blocks], object]], ...] = ()) -> gr.Blocks:
+def make_tab(train: TrainPage, more: tuple[tuple[str, str, Callable[[gr.Blocks], object]], ...] = (), library: LibraryPage | None = None) -> gr.Blocks:
     """The tab's blocks.
 
     Args:
         train: what the Train sub-tab does.
-        library: what the Library sub-tab does; None: there is no such tab.
         more: further sub-tabs, as (name, the element's id, what draws it into the surrounding gradio context).
+        library: what the Library sub-tab does; None: there is no such tab.
     """
     with gr.Blocks(analytics_enabled=False) as blocks, gr.Tabs(elem_id="lycoris_tabs"):
         with gr.Tab("Train", elem_id="lycoris_tab_train", id="train"):
