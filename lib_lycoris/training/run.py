@@ -13,7 +13,7 @@ from ..errors import TrainingError
 from .backbone import Backbone
 from .checkpoint import State, States, new_session
 from .config import TrainConfig
-from .export import About, export_network
+from .export import About, export_trained
 from .previews import Previews
 from .progress import SmoothedLoss, StepReport
 from .rank_plot import write_rank_plot
@@ -101,7 +101,7 @@ class Run:
         with self._trainer.used():
             judged = self.validations[-1][1] if self.validations else None
             about = replace(self._about, steps=self.step, validation_loss=judged)
-            path = export_network(self._folder, self._trainer.method.export_layers(), self._config, self._backbone, about)
+            path = export_trained(self._folder, self._trainer.method.export_layers(), self._trainer.word, self._config, self._backbone, about)
             self._draw_ranks(path)
             return path
 
