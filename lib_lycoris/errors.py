@@ -33,6 +33,10 @@ class TrainingError(LycoError, RuntimeError):
     """A training run that can't go on; what was saved before stays."""
 
 
+class AdapterError(LycoError, RuntimeError):
+    """A picture that would be made without an adapter it was told to stop for."""
+
+
 class BusyError(LycoError, RuntimeError):
     """Work that can't begin because other work holds the model; the message says which."""
 

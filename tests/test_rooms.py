@@ -29,7 +29,10 @@ OWNERS = {
     "sgm": {"webui"},
 }
 # Rooms that are pure mathematics or pure text: what they may import beside the standard library.
-PURE = {"errors": set(), "setting": set(), "prompt": set(), "generation": {"torch"}, "functional": {"torch"}, "networks": {"torch"}, "patching": {"torch"}, "library": {"torch"}}
+PURE = {
+    "errors": set(), "setting": set(), "prompt": set(), "generation": {"torch"}, "functional": {"torch"}, "networks": {"torch"}, "patching": {"torch"},
+    "library": {"torch"},
+}
 
 
 def read_table(text: str) -> dict[str, set[str]]:

@@ -96,8 +96,8 @@ def make_app(bench: Workbench) -> Any:
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from ..api.routes import Callables, add_routes
-    from ..studio.generate import GenerateSettings
     from ..setting import section_settings
+    from ..studio.generate import GenerateSettings
     from ..ui import text
 
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -160,8 +160,8 @@ class Workbench:
         self._stop_generating.set()
 
     def _generate_settings(self, values: Mapping[str, Any]) -> Any:
-        from ..studio.generate import GenerateSettings
         from ..setting import section_settings
+        from ..studio.generate import GenerateSettings
 
         known = [setting.name for setting in section_settings(GenerateSettings)]
         for name in values:

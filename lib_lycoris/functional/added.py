@@ -33,8 +33,17 @@ def add_product(
         geometry: of the convolution; None for a linear layer.
     """
     dtype = output.dtype
-    factors = [None if factor is None else factor.to(dtype) for factor in (x, down, up, values)]
-    return _Added.apply(output, *factors, scale, geometry)
+    if x.dtype != dtype or down.dtype != dtype or up.dtype != dtype:
+        x, down, up = x.to(dtype), down.to(dtype), up.to(dtype)
+    if values is not None:
+        return _Added.apply(output, x, down, up, values.to(dtype), scale, geometry)
+    with as_given(x.device.type):
+        if geometry is not None:  # the layer itself keeps x
+            inner = _CONVOLUTIONS[down.ndim](x, down, None, *geometry)
+        else:
+            make = recipe(x)
+            inner = F.linear(x, down).view(-1, len(down)) if make is None else _Inner.apply(x, down, make)
+        return _plus(output, inner, up.flatten(1) if up.ndim > 2 else up, scale)
 
 
 def add_made_product(
@@ -53,14 +62,33 @@ def pulled(values: Sequence[Tensor], parameters: Sequence[Tensor]) -> Pull:
     return lambda *gradients: torch.autograd.grad(values, parameters, gradients, allow_unused=True)
 
 
+class _Inner(torch.autograd.Function):
+    """x · downᵀ [N,R], with x made anew for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        ctx.make, ctx.shape = make, x.shape
+        ctx.save_for_backward(down)
+        return _rows(x) @ down.t()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        down, = ctx.saved_tensors
+        with as_given(gradient.device.type):
+            by_down = gradient.t() @ _rows(ctx.make()) if ctx.needs_input_grad[1] else None
+            return (gradient @ down).view(ctx.shape), by_down, None
+
+
 class _Added(torch.autograd.Function):
+    """With values between the factors: only what they are multiplied with is kept, not the product too."""
+
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, x: Tensor, down: Tensor, up: Tensor, values: Tensor | None, scale: float, geometry: Geometry | None
+        ctx: Any, output: Tensor, x: Tensor, down: Tensor, up: Tensor, values: Tensor, scale: float, geometry: Geometry | None
     ) -> Tensor:
         with as_given(x.device.type):
             inner = _inner(x, down, geometry)
-            total = _plus(output, inner if values is None else inner * _across(values, inner), up.flatten(1), scale)
+            total = _plus(output, inner * _across(values, inner), up.flatten(1), scale)
         ctx.recipe, ctx.scale, ctx.geometry = recipe(x), scale, geometry
         ctx.save_for_backward(None if ctx.recipe else x, inner, down, up, values)
         return total
@@ -73,9 +101,8 @@ class _Added(torch.autograd.Function):
             x = ctx.recipe() if x is None else x
             outer = _back_inner(gradient, up.flatten(1), ctx.scale, ctx.geometry)
             by_values = (outer * inner).sum([axis for axis in range(inner.ndim) if axis != 1]).view(values.shape) if wanted[4] else None
-            scaled = inner if values is None else inner * _across(values, inner)
-            by_up = _back_up(gradient, scaled, ctx.scale, ctx.geometry).reshape(up.shape) if wanted[3] else None
-            outer = outer if values is None else outer * _across(values, outer)
+            by_up = _back_up(gradient, inner * _across(values, inner), ctx.scale, ctx.geometry).reshape(up.shape) if wanted[3] else None
+            outer = outer * _across(values, outer)
             by_x, by_down = _back_down(outer, x, down, ctx.geometry, wanted[1], wanted[2])
         return gradient if wanted[0] else None, by_x, by_down, by_up, by_values, None, None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +13,14 @@ from torch import Tensor, nn
 
 from ..networks.adalora import AdaLoRALayer
 from ..networks.low_rank import LowRankLayer
+from ..patching.session import attach
+from ..patching.targets import Target
 from .allocator import PARTS, RankAllocator, Run, runs
-from .config import NetworkSettings
+from .backbone import Backbone
+from .config import NetworkSettings, TrainConfig
+from .dropout import Dropout
+from .export import About, export_network
+from .material import Material
 from .selection import Key
 
 
@@ -56,6 +64,12 @@ class AdaLoRAMethod:
         self._orthogonality = orthogonality
         self._names = {f"{component}.{name}": (component, name) for component, name in layers}
         self._runs: dict[str, list[Run]] = {}
+
+    def attached(self, targets: Mapping[Key, Target], dropout: Dropout) -> AbstractContextManager[Any]:
+        return attach(targets, dropout.wrap(self.layers))
+
+    def around(self, material: Material, rows: Sequence[tuple[int, int]]) -> AbstractContextManager[Any]:
+        return nullcontext()
 
     @torch.no_grad()
     def add_penalty(self) -> Tensor:
@@ -106,6 +120,9 @@ class AdaLoRAMethod:
         """LoRA layers of just the ranks that are left, exactly what was trained; a layer without any is left out."""
         made = {key: lora_of(layer, self._shapes[key]) for key, layer in self.layers.items()}
         return {key: layer for key, layer in made.items() if layer is not None}
+
+    def write(self, folder: Path, config: TrainConfig, backbone: Backbone, about: About) -> Path:
+        return export_network(folder, self.export_layers(), config, backbone, about)
 
     def _bind(self) -> None:
         """Parameters and gradients lie where they are for the whole training, so they are put together only once."""

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from ..errors import LycoError, TrainingError
-from ..files.embeddings import write_embedding
-from ..files.metadata import reduce_metadata
+from ..files.embeddings import pack_embeddings, write_embedding
+from ..files.metadata import make_metadata, reduce_metadata
+from .backbone import Backbone
 from .config import TrainConfig
+from .export import About, training_facts
+from .method import Method
+from .new_word import NewWord
 
 _ADVICE = "the training's last state is kept, resuming it saves the word again"
+
+
+def write_trained(folder: Path, method: Method, word: NewWord | None, config: TrainConfig, backbone: Backbone, about: About) -> Path:
+    """The saved file of what was trained: the network's, or where there is only a word the word's. A word beside a network is in its file, or in a second.
+
+    Raises:
+        TrainingError: numbers are not finite, or a file could not be written; older ones stay.
+    """
+    if word is None:
+        return method.write(folder, config, backbone, about)
+    alone = config.network.kind == "embedding"
+    apart = alone or config.embedding.file == "two"
+    if not apart:
+        return method.write(folder, config, backbone, replace(about, packed=pack_embeddings({word.text: word.exported()})))
+    own = export_word(word_file(folder, config, about.steps, about.planned), word, config, backbone, about)
+    return own if alone else method.write(folder, config, backbone, about)
 
 
 def word_file(folder: Path, config: TrainConfig, steps: int, planned: int) -> Path:
@@ -20,14 +38,18 @@ def word_file(folder: Path, config: TrainConfig, steps: int, planned: int) -> Pa
     return folder / (f"{config.word}.safetensors" if steps >= planned else f"{config.word}-step{steps:08}.safetensors")
 
 
-def export_word(path: Path, vectors: Mapping[str, Tensor], config: TrainConfig, metadata: dict[str, str]) -> Path:
+def export_word(path: Path, word: NewWord, config: TrainConfig, backbone: Backbone, about: About) -> Path:
     """The saved file; its numbers are float32 whatever output.dtype says, as they are few.
 
     Raises:
         TrainingError: the vectors are not finite, or the file could not be written; an older one stays.
     """
+    rate = config.embedding_rate if config.embedding.rates is None else config.embedding.rates
+    facts = replace(training_facts(config, backbone, about, {}), name=word.text, form="textual-inversion", module=None, arguments={}, learning_rate=rate,
+                    unet_learning_rate=None, text_encoder_learning_rate=None)
+    metadata = make_metadata(facts)
     try:
-        write_embedding(path, vectors, reduce_metadata(metadata) if config.output.metadata == "minimal" else metadata)
+        write_embedding(path, word.exported(), reduce_metadata(metadata) if config.output.metadata == "minimal" else metadata)
     except (LycoError, OSError) as error:
         raise TrainingError(f"the word could not be saved: {error}; {_ADVICE}") from error
     return path

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
 from ..errors import LycoError, TrainingError
-from ..files.embeddings import pack_embeddings
 from ..files.hashes import legacy_hash, tensor_hash
 from ..files.metadata import TrainingFacts, make_metadata, reduce_metadata, with_hashes
 from ..files.safetensors import write_tensors
@@ -21,8 +20,6 @@ from .backbone import Backbone
 from .config import TrainConfig
 from .dataset import Dataset
 from .description import describe_kind
-from .embedding_export import export_word, word_file
-from .new_word import NewWord
 from .peft_form import rounded, write_peft
 from .selection import Key
 
@@ -37,43 +34,24 @@ class About:
     started_at: float
     """Seconds since 1970."""
     validation_loss: float | None = None
+    packed: Mapping[str, Tensor] = field(default_factory=dict)
+    """What else a network's file holds, by key: a word that was trained with it."""
 
 
-def export_trained(folder: Path, layers: Mapping[Key, Layer], word: NewWord | None, config: TrainConfig, backbone: Backbone, about: About) -> Path:
-    """The saved file of what was trained: the network's, or where there is only a word the word's. A word beside a network is in its file, or in a second.
-
-    Raises:
-        TrainingError: as `export_network` and `export_word`.
-    """
-    alone = config.network.kind == "embedding"
-    apart = word is not None and (alone or config.embedding.file == "two")
-    packed = {} if word is None or apart else pack_embeddings({word.text: word.exported()})
-    path = None if alone else export_network(folder, layers, config, backbone, about, packed)
-    if word is None or not apart:
-        return path
-    own = export_word(word_file(folder, config, about.steps, about.planned), word.exported(), config, word_metadata(config, backbone, about, word))
-    return path or own
-
-
-def export_network(
-    folder: Path, layers: Mapping[Key, Layer], config: TrainConfig, backbone: Backbone, about: About, packed: Mapping[str, Tensor] | None = None
-) -> Path:
+def export_network(folder: Path, layers: Mapping[Key, Layer], config: TrainConfig, backbone: Backbone, about: About) -> Path:
     """The saved file: NAME.safetensors, or NAME-step00000123.safetensors for a training that was stopped before its end; in PEFT's form a folder.
-
-    Args:
-        packed: what else the file holds, by key: a word that was trained with it.
 
     Raises:
         TrainingError: the parameters are not finite in the file's dtype, or the file could not be written; an older one stays.
     """
     name = config.output.name if about.steps >= about.planned else f"{config.output.name}-step{about.steps:08}"
-    metadata = make_metadata(_facts(config, backbone, about, layers))
+    metadata = make_metadata(training_facts(config, backbone, about, layers))
     try:
         if config.output.form == "peft":
             write_peft(folder / name, layers, config.output.dtype, reduce_metadata(metadata) if config.output.metadata == "minimal" else metadata)
             return folder / name
         path = folder / f"{name}.safetensors"
-        tensors = network_tensors(layers, config.output.dtype, backbone.base_model) | dict(packed or {})
+        tensors = network_tensors(layers, config.output.dtype, backbone.base_model) | dict(about.packed)
         if config.output.metadata == "minimal":
             metadata = reduce_metadata(metadata)
         else:
@@ -102,15 +80,8 @@ def network_tensors(layers: Mapping[Key, Layer], dtype: str, base_model: str = "
     return tensors
 
 
-def word_metadata(config: TrainConfig, backbone: Backbone, about: About, word: NewWord) -> dict[str, str]:
-    """What the file of a word says of itself."""
-    facts = _facts(config, backbone, about, {})
-    rate = config.embedding_rate if config.embedding.rates is None else config.embedding.rates
-    return make_metadata(replace(facts, name=word.text, form="textual-inversion", module=None, arguments={}, learning_rate=rate, unet_learning_rate=None,
-                                 text_encoder_learning_rate=None))
-
-
-def _facts(config: TrainConfig, backbone: Backbone, about: About, layers: Mapping[Key, Layer]) -> TrainingFacts:
+def training_facts(config: TrainConfig, backbone: Backbone, about: About, layers: Mapping[Key, Layer]) -> TrainingFacts:
+    """What a file says of the training that it is from."""
     network, training = config.network, config.training
     words = [config.data.trigger, config.word, *(picture.concept for picture in about.dataset.pictures)]
     return TrainingFacts(

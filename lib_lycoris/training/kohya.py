@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DatasetError, shown
+from ..setting import show
 from .buckets import Sizes
 from .captions import CAPTIONS, Words, split_lines
 from .config import DataSettings, toml_reader
 from .pictures import PICTURES
-from ..setting import show
 from .subsets import Subset, make_words
 
 _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from ..patching.session import attach
 from ..patching.targets import find_targets
 from .backbone import Backbone
 from .checkpoint import State, States
@@ -131,7 +130,7 @@ def _train(
             except StoppedEarly:
                 done = 0 if state is None else state.step
                 return _Stretch(STOPPED, None, state, done, float("nan"), [], ())
-            with attach(targets, dropout.wrap(method.layers)), _blocks(config, backbone):
+            with method.attached(targets, dropout), _blocks(config, backbone):
                 trainer = Trainer(config, backbone, method, materials.learned, steps, materials.prior, processes, dropout, targets, materials.captions, word)
                 validation = None if materials.judged is None else trainer.validation(materials.judged)
                 about = About(dataset=pictures.learned, steps=0, planned=steps, started_at=started_at)

@@ -38,12 +38,15 @@ class Material(Protocol):
     def framing(self, sample: int, epoch: int) -> Framing | None:
         """How the picture came to its size, or None where nobody asks."""
 
+    def control(self, sample: int, epoch: int) -> Tensor | None:
+        """The control picture [C,H,W] in 0..1 float32 on the model's device, of the latents' crop and mirroring; None where there is none."""
+
 
 class PlainMaterial:
     """Latents and captions as they are, the same in every epoch."""
 
-    def __init__(self, latents: Sequence[Tensor], captions: Sequence[str]):
-        self._latents, self._captions = latents, captions
+    def __init__(self, latents: Sequence[Tensor], captions: Sequence[str], controls: Sequence[Tensor] | None = None):
+        self._latents, self._captions, self._controls = latents, captions, controls
         self.samples = len(latents)
         shapes = list(dict.fromkeys(tensor.shape for tensor in latents))
         self._buckets = [shapes.index(tensor.shape) for tensor in latents]
@@ -62,6 +65,9 @@ class PlainMaterial:
 
     def framing(self, sample: int, epoch: int) -> Framing | None:
         return None
+
+    def control(self, sample: int, epoch: int) -> Tensor | None:
+        return None if self._controls is None else self._controls[sample]
 
 
 class Part:
@@ -85,3 +91,6 @@ class Part:
 
     def framing(self, sample: int, epoch: int) -> Framing | None:
         return self._whole.framing(self._samples[sample], epoch)
+
+    def control(self, sample: int, epoch: int) -> Tensor | None:
+        return self._whole.control(self._samples[sample], epoch)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,13 +25,18 @@ class Objective:
         config: how to train.
         backbone: the model.
         captions: what encodes the captions.
+        around: `Method.around`; None where nothing goes into the model but its layers.
 
     Raises:
         ConfigError: a zero-terminal schedule on a model that predicts noise.
     """
 
-    def __init__(self, config: TrainConfig, backbone: Backbone, captions: Captions):
+    def __init__(
+        self, config: TrainConfig, backbone: Backbone, captions: Captions,
+        around: Callable[[Material, Sequence[tuple[int, int]]], AbstractContextManager[Any]] | None = None,
+    ):
         self._config, self._backbone, self._captions = config, backbone, captions
+        self._around = around or (lambda material, rows: nullcontext())
         self.prediction = check_prediction(config, backbone)
         alphas = backbone.alphas_cumprod.to(backbone.device, torch.float32)
         self.alphas_cumprod = zero_terminal_snr(alphas) if config.model.zero_terminal_snr else alphas
@@ -42,7 +49,7 @@ class Objective:
         alphas = self.alphas_cumprod[t]
         captions = ["" if drawn.dropped else material.caption(sample, epoch) for (epoch, sample), drawn in zip(rows, draws, strict=True)]
         framings = {"framings": [material.framing(sample, epoch) for epoch, sample in rows]} if getattr(self._backbone, "framed", False) else {}
-        with autocast(device, training.precision):
+        with autocast(device, training.precision), self._around(material, rows):
             predicted = self._backbone.predict(add_noise(latents, noise, alphas), t, self._captions.encode(captions), **framings)
         weight = min_snr_weight(alphas, training.min_snr_gamma, self.prediction) if training.min_snr_gamma else None
         if training.debiased:

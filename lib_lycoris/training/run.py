@@ -13,7 +13,8 @@ from ..errors import TrainingError
 from .backbone import Backbone
 from .checkpoint import State, States, new_session
 from .config import TrainConfig
-from .export import About, export_trained
+from .embedding_export import write_trained
+from .export import About
 from .previews import Previews
 from .progress import SmoothedLoss, StepReport
 from .rank_plot import write_rank_plot
@@ -101,7 +102,7 @@ class Run:
         with self._trainer.used():
             judged = self.validations[-1][1] if self.validations else None
             about = replace(self._about, steps=self.step, validation_loss=judged)
-            path = export_trained(self._folder, self._trainer.method.export_layers(), self._trainer.word, self._config, self._backbone, about)
+            path = write_trained(self._folder, self._trainer.method, self._trainer.word, self._config, self._backbone, about)
             self._draw_ranks(path)
             return path
 

@@ -72,7 +72,7 @@ class Trainer:
         self._order = Order([material.bucket(sample) for sample in range(material.samples)], batch, seed)
         self._prior_order = None if prior is None else Order([prior.bucket(sample) for sample in range(prior.samples)], batch, seed + 1)
         trains_text = any(component != "unet" for component, _ in method.layers)
-        self._objective = Objective(config, backbone, captions or make_captions(backbone, trains_text or word is not None))
+        self._objective = Objective(config, backbone, captions or make_captions(backbone, trains_text or word is not None), method.around)
         self.parameters = {
             f"{component}.{name}.{part}": value for (component, name), layer in method.layers.items() for part, value in layer.named_parameters()
             if value.requires_grad

@@ -176,3 +176,45 @@ def test_within_checkpointing_inputs_are_kept_as_usual():
         gradients.append(torch.autograd.grad(run(source).square().sum(), (source, down, up)))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_an_input_that_several_layers_share_is_made_anew_once():
+    _, x = produced("norm")
+    first, second = recipe(x), recipe(x)
+    if first is None:
+        pytest.skip("this torch does not tell whether others look after what is kept")
+    made = first()
+    assert second() is made
+    again = first()
+    assert again is not made, "nobody holds it after the last one has asked"
+    torch.testing.assert_close(again, x.detach())
+
+
+def test_an_input_that_was_changed_in_place_is_not_made_anew_as_it_was_before():
+    source, x = produced("gate")
+    recipe(x)
+    x *= torch.full_like(x, 3.0).requires_grad_(True)
+    make = recipe(x)
+    if make is None:
+        pytest.skip("this torch does not tell whether others look after what is kept")
+    torch.testing.assert_close(make(), (3 * source * F.gelu(source)).detach())
+
+
+@pytest.mark.parametrize("kind", ["gate", "norm"])
+@pytest.mark.parametrize("with_values", [False, True])
+def test_under_autocast_an_input_is_made_anew_in_the_precision_that_it_had(kind, with_values):
+    values = torch.rand(2, requires_grad=True) if with_values else None
+    gradients = []
+    for precise in (False, True):
+        torch.manual_seed(1)
+        down, up, base = torch.randn(2, 6, requires_grad=True), torch.randn(4, 2, requires_grad=True), torch.randn(3, 4)
+        if precise:
+            total = add_product(base, produced(kind)[1], down, up, 1.0, values)
+        else:
+            with torch.autocast("cpu", torch.bfloat16):
+                x = produced(kind)[1]
+                x = x.bfloat16() if kind == "gate" else x
+                total = add_product(base.bfloat16(), x, down, up, 1.0, values)
+        gradients.append(torch.autograd.grad(total.float().square().sum(), (down, up)))
+    for one, other in zip(*gradients, strict=True):
+        assert (one - other).norm() < 0.05 * other.norm()

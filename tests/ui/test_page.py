@@ -12,9 +12,9 @@ with warnings.catch_warnings():
     gr = pytest.importorskip("gradio")
 
 from lib_lycoris.errors import ConfigError
+from lib_lycoris.setting import Setting
 from lib_lycoris.training.config import KINDS, TrainConfig, settings
 from lib_lycoris.training.job import JobState
-from lib_lycoris.setting import Setting
 from lib_lycoris.ui import text
 from lib_lycoris.ui.fields import element_id, explanation, label
 from lib_lycoris.ui.generate import GeneratePage, insert_tag
