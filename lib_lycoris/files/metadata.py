@@ -67,8 +67,8 @@ _CROSS_ATTENTION = re.compile(r"attn2[._](?:processor[._])?to_[kv](?:_lora)?\.(?
 class TrainingFacts:
     """What a training run knows when it saves; what is None is left out of the file.
 
-    `rank` and `alpha` are "Dynamic" where layers have their own. `module` is kohya's name of who loads the file, `arguments` what that is to be told; `form` is the specification's word for
-    what the file is, "lora" or "textual-inversion".
+    `rank` and `alpha` are "Dynamic" where layers have their own. `module` is kohya's name of who loads the file, `arguments` what that is to
+    be told; `form` is the specification's word for what the file is, "lora" or "textual-inversion".
     `checkpoint_name` may be a path: its folder is dropped. `tag_frequency` is {caption part: count}. Times are seconds since 1970.
     """
 

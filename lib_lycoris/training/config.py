@@ -13,7 +13,7 @@ import math
 import re
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -460,7 +460,7 @@ class TrainConfig:
     training: TrainingSettings = TrainingSettings()
     validation: ValidationSettings = ValidationSettings()
     output: OutputSettings = OutputSettings()
-    embedding: EmbeddingSettings = EmbeddingSettings()
+    embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
 
     def __post_init__(self) -> None:
         self._check_embedding()
@@ -498,8 +498,8 @@ class TrainConfig:
             raise ConfigError(f"data.trigger = {show(self.data.trigger)} and the new word {show(word)}: a rare word's meaning is learned by a network, a new "
                               "word's by its own vectors; give one of the two")
         if settings.norm != "off" and self.training.optimizer == "schedule_free":
-            raise ConfigError(f"embedding.norm = {show(settings.norm)}: schedule_free keeps an average whose lengths can't be set; use norm = \"off\", or another "
-                              "optimiser")
+            raise ConfigError(f"embedding.norm = {show(settings.norm)}: schedule_free keeps an average whose lengths can't be set; leave it out, or use "
+                              "another optimiser")
         if network.kind == "embedding":
             return
         if settings.file == "one" and self.output.form == "peft":

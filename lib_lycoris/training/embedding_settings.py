@@ -47,7 +47,7 @@ class EmbeddingSettings(Section):
         "file WORD.safetensors of its own.", choices=("one", "two")
     )
     picture: bool = setting(
-        False, "Also write the vectors as the WebUI's shareable picture, WORD.png, which shows the word and can be loaded in place of the file (SD 1.x and 2.x)."
+        False, "Also write the vectors as the WebUI's shareable picture, WORD.png, which shows the word and loads like its file (SD 1.x and 2.x)."
     )
 
     def _check_together(self) -> None:

@@ -16,7 +16,6 @@ from ..library.embeddings import open_embedding
 from .backbone import Backbone
 from .config import TrainConfig
 from .draws import make_generator
-from .embedding_settings import EmbeddingSettings
 
 _PULL = 0.1
 """What of the way to the median length, in its logarithm, a vector goes in each step."""
@@ -83,10 +82,8 @@ def make_word(config: TrainConfig, backbone: Backbone) -> NewWord | None:
     elif settings.init_text is not None:
         vectors = _from_text(settings.init_text, settings.vectors, backbone)
     else:
-        vectors = {
-            encoder: mean.cpu() + deviation.cpu() * torch.randn(settings.vectors, len(mean), generator=make_generator(config.training.seed, "word", word, encoder))
-            for encoder, (mean, deviation, _) in statistics.items()
-        }
+        vectors = {encoder: _drawn(mean, deviation, settings.vectors, make_generator(config.training.seed, "word", word, encoder))
+                   for encoder, (mean, deviation, _) in statistics.items()}
     on_device = {encoder: value.to(backbone.device) for encoder, value in vectors.items()}
     return NewWord(word, on_device, settings.norm, {encoder: float(median) for encoder, (_, _, median) in statistics.items()})
 
@@ -105,6 +102,11 @@ def check_word(word: str, backbone: Backbone) -> None:
     if tokens == 1:
         raise ConfigError(f"the new word {shown(word)}: it is one of the model's own words already, and captions with it would lose that; choose another "
                           f"embedding.word (or output.name), as {shown(word)}-x, or give it to a network as data.trigger")
+
+
+def _drawn(mean: Tensor, deviation: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Random vectors [N,D] with that mean [D] and deviation [D]."""
+    return mean.cpu() + deviation.cpu() * torch.randn(count, len(mean), generator=generator)
 
 
 def _from_text(text: str, count: int, backbone: Backbone) -> dict[str, Tensor]:

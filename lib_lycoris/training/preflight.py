@@ -161,7 +161,8 @@ def check_training(config: TrainConfig, backbone: Backbone, side: int | None = N
         pictures=len(dataset.pictures), draws=draws, steps=steps, epochs=epochs, unet_layers=unet, text_encoder_layers=len(targets) - unet,
         parameters=parameters, file_bytes=parameters * _BYTES[config.output.dtype] + _HEADER_BYTES_A_LAYER * len(targets),
         words=tuple(_shared_words(picture.caption for picture in dataset.pictures)),
-        problems=(*dataset.problems, *_doubts_of_word(config, backbone), *_doubts(config, dataset, targets, epochs), *_doubts_of_size(config, side), *_doubts_of_buckets(config, framed)),
+        problems=(*dataset.problems, *_doubts_of_word(config, backbone), *_doubts(config, dataset, targets, epochs), *_doubts_of_size(config, side),
+                  *_doubts_of_buckets(config, framed)),
         kept_back=len(found.kept_back), class_pictures=len(dataset.prior) + (count_pictures(prior_folder(config)) if config.data.has_prior else 0),
         class_missing=missing, sizes=tuple((*size, count) for size, count in sorted(Counter(one.size for one in framed).items())), framed=framed,
         word=() if word is None else tuple(_word_lines(config, word)),
@@ -195,8 +196,8 @@ def _doubts_of_word(config: TrainConfig, backbone: Backbone) -> list[str]:
     if config.word is not None and config.embedding.init_text is not None and config.embedding.start_from is None:
         tokens = min(len(rows) for rows in backbone.word_rows(config.embedding.init_text).values())  # type: ignore[attr-defined]
         if tokens > config.embedding.vectors:
-            doubts.append(f"embedding.init_text = {shown(config.embedding.init_text)} has {tokens} tokens, the word {config.embedding.vectors} vectors: some of "
-                          "the tokens are left out; embedding.vectors may be larger.")
+            doubts.append(f"embedding.init_text = {shown(config.embedding.init_text)} has {tokens} tokens, the word {config.embedding.vectors} vectors: some "
+                          "tokens are left out; embedding.vectors may be larger.")
     prior = config.data.prior_prompt
     if config.data.trigger is not None and prior is not None and with_word(prior, config.data.trigger) == prior:
         doubts.append(f"data.prior_prompt = {shown(prior)} has the word {shown(config.data.trigger)} in it: class pictures should show what is known already.")

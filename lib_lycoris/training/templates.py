@@ -14,8 +14,9 @@ _SUBJECT = (
 )
 _STYLE = (
     "a picture in the style of {word}", "an image in the style of {word}", "a painting in the style of {word}", "a drawing in the style of {word}",
-    "artwork in the style of {word}", "{word} style", "a scene in {word} style", "a small picture in the style of {word}", "a colourful image in the style of {word}",
-    "a dark image in the style of {word}", "a detailed picture in the style of {word}", "something painted by {word}", "as {word} would draw it",
+    "artwork in the style of {word}", "{word} style", "a scene in {word} style", "a small picture in the style of {word}",
+    "a colourful image in the style of {word}", "a dark image in the style of {word}",
+    "a detailed picture in the style of {word}", "something painted by {word}", "as {word} would draw it",
 )
 _FILEWORDS = "{template}, {caption}"
 _LISTS = {
