@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from ..errors import LycoError, TrainingError
-from ..files.embeddings import pack_embeddings, write_embedding
+from ..files.embeddings import pack_embeddings, write_embedding, write_embedding_picture
 from ..files.metadata import make_metadata, reduce_metadata
 from .backbone import Backbone
 from .config import TrainConfig
 from .export import About, training_facts
 from .method import Method
 from .new_word import NewWord
+from .previews import own_randomness
 
 _ADVICE = "the training's last state is kept, resuming it saves the word again"
 
@@ -53,3 +57,15 @@ def export_word(path: Path, word: NewWord, config: TrainConfig, backbone: Backbo
     except (LycoError, OSError) as error:
         raise TrainingError(f"the word could not be saved: {error}; {_ADVICE}") from error
     return path
+
+
+def write_word_picture(folder: Path, word: NewWord, config: TrainConfig, backbone: Backbone, about: About) -> list[str]:
+    """Writes WORD.png, a picture of the word with its vectors in it; what failed, in words, as the word itself is saved."""
+    try:
+        with own_randomness(backbone.device), torch.no_grad():
+            picture = np.asarray(backbone.preview(word.text, config.output.preview_seed), dtype=np.uint8)
+        short = None if backbone.checkpoint_hash is None else backbone.checkpoint_hash[:10]
+        write_embedding_picture(folder / f"{word.text}.png", picture, word.text, word.exported(), about.steps, short, Path(backbone.checkpoint_name).name)
+    except Exception as error:  # a host's sampler, too little memory, a full disk: the word is there, its picture can be missed
+        return [f"no picture of the word {word.text}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"]
+    return []

@@ -77,6 +77,9 @@ def make_word(config: TrainConfig, backbone: Backbone) -> NewWord | None:
         return None
     check_word(word, backbone)
     statistics = backbone.word_statistics()  # type: ignore[attr-defined]
+    if settings.picture and len(statistics) > 1:
+        raise ConfigError("embedding.picture = true: the WebUI's shareable picture has room for the vectors of one text encoder, this model has "
+                          f"{len(statistics)}; leave it out and share WORD.safetensors")
     if settings.start_from is not None:
         vectors = _read(settings.start_from, {encoder: len(mean) for encoder, (mean, _, _) in statistics.items()}, backbone.base_model)
     elif settings.init_text is not None:

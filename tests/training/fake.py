@@ -199,7 +199,7 @@ class FakeBackbone:
         return output * float("nan") if self.poison_at is not None and len(self.inputs) > self.poison_at else output
 
     def preview(self, prompt, seed, **settings):
-        return torch.zeros(8, 8, 3, dtype=torch.uint8).numpy()
+        return torch.zeros(64, 64, 3, dtype=torch.uint8).numpy()
 
     @contextlib.contextmanager
     def training(self):
