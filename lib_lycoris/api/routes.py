@@ -69,6 +69,10 @@ class Callables:
         generate: takes settings of a picture, gives a mapping with pictures.
         preprocess: takes a folder and an interrogator's name, writes captions for the pictures without one, gives which.
         library: what can be done with the files on disk.
+        pictures: takes how many, gives the newest pictures that were made.
+        recall: takes a picture's name among them, gives its infotext and its settings.
+        read_picture: takes {"image": base64 of a PNG}, gives the same of it.
+        words: gives what a prompt may name: networks' tags, embeddings' words, trigger words.
     """
 
     networks: Callable[[], Sequence[Mapping[str, Any]]]
@@ -83,6 +87,10 @@ class Callables:
     resume: Callable[[Mapping[str, Any] | None], Mapping[str, Any]] | None = None
     preprocess: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     library: LibraryCalls | None = None
+    pictures: Callable[[], Sequence[Mapping[str, Any]]] | None = None
+    recall: Callable[[str], Mapping[str, Any]] | None = None
+    read_picture: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    words: Callable[[], Sequence[Mapping[str, Any]]] | None = None
 
 
 def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str], bool] | None = None, picture: Sequence[Setting] = ()) -> None:
@@ -122,6 +130,11 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
         callables.resume, json_schema(), required=False)
     add("POST", "/preprocess", "Write captions for a folder's pictures that have none", callables.preprocess, _PREPROCESS)
     add("POST", "/generate", "Generate pictures", callables.generate, _picture_schema(picture))
+    pictures, words = callables.pictures, callables.words
+    add("GET", "/pictures", "The newest pictures that were made", None if pictures is None else lambda: {"pictures": list(pictures())})
+    add("POST", "/pictures/read", "The settings in a PNG", callables.read_picture, _PICTURE, largest=LARGEST_PICTURE * 3)
+    add("GET", f"/pictures/{NAME}", "How one of them was made, and the settings for another like it", callables.recall)
+    add("GET", "/words", "What a prompt may name: networks, embeddings, trigger words", None if words is None else lambda: {"words": list(words())})
     if callables.library is not None:
         _add_library(add, callables.library)
 
@@ -188,12 +201,24 @@ def _endpoint(
 
 
 def _refuse_foreign_origin(request: Request) -> None:
-    """Raises where a page of another site asks: a browser names a page's origin in `Origin` or `Sec-Fetch-Site`; programs send neither."""
-    origin, host = request.headers.get("origin"), request.headers.get("host", "")
-    if origin is not None and not _is_of(origin, host):
-        raise RefusedError(403, f"origin {origin!r} may not use this server: open the page from the server itself")
-    if origin is None and request.headers.get("sec-fetch-site") == "cross-site":
-        raise RefusedError(403, "a page of another site may not use this server: open the page from the server itself")
+    """Raises where a page of another site asks."""
+    reason = foreign(request.headers)
+    if reason is not None:
+        raise RefusedError(403, reason)
+
+
+def foreign(headers: Mapping[str, str]) -> str | None:
+    """Why a request is that of another site's page, or None: a browser names a page's origin in `Origin` or `Sec-Fetch-Site`; programs send neither.
+
+    Args:
+        headers: by name in small letters.
+    """
+    origin = headers.get("origin")
+    if origin is not None and not _is_of(origin, headers.get("host", "")):
+        return f"origin {origin!r} may not use this server: open the page from the server itself"
+    if origin is None and headers.get("sec-fetch-site") == "cross-site":
+        return "a page of another site may not use this server: open the page from the server itself"
+    return None
 
 
 def _is_of(origin: str, host: str) -> bool:
@@ -255,6 +280,10 @@ _NAME_DESCRIBED = {
 _JOB = {
     "type": "object", "additionalProperties": False,
     "properties": {"job": {"type": "integer", "description": "Its number; left out: all that run and wait"}},
+}
+_PICTURE = {
+    "type": "object", "additionalProperties": False, "required": ["image"],
+    "properties": {"image": {"type": "string", "description": "The PNG's bytes in base64"}},
 }
 _PREPROCESS = {
     "type": "object", "additionalProperties": False, "required": ["folder"],
