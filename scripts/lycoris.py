@@ -62,7 +62,7 @@ def _add_routes(app, extension, pages, training):
         stop=training.stop, pause=training.pause, resume=training.resume, preprocess=training.preprocess,
         library=LibraryCalls(ACTIONS, library.run, library.jobs.states, library.jobs.stop, library.trash),
     )
-    add_routes(app, callables, authorise=passwords(credentials) if credentials else None)
+    add_routes(app, callables, authorise=passwords(credentials) if credentials is not None else None)
 
 
 _reason = unsupported_host()

@@ -153,9 +153,9 @@ def _picture_schema(record: Sequence[Setting]) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": False, "properties": {setting.name: setting.json_schema() for setting in record}}
 
 
-def passwords(text: str) -> Callable[[str, str], bool]:
-    """The `authorise` for `add_routes` from the text of the host's `--api-auth`, "user:password,user2:password2"."""
-    known = dict(pair.strip().split(":", 1) for pair in text.split(",") if ":" in pair)
+def passwords(given: str | Mapping[str, str]) -> Callable[[str, str], bool]:
+    """The `authorise` for `add_routes` from {user: password}, or from the text of the host's `--api-auth`, "user:password,user2:password2"."""
+    known = dict(pair.strip().split(":", 1) for pair in given.split(",") if ":" in pair) if isinstance(given, str) else dict(given)
 
     def authorise(user: str, password: str) -> bool:
         expected = known.get(user)
@@ -194,7 +194,7 @@ def _endpoint(
 
     async def answer_known_users(request: Request, credentials: HTTPBasicCredentials | None = Depends(HTTPBasic(auto_error=False))) -> JSONResponse:  # noqa: B008
         if credentials is None or not authorise(credentials.username, credentials.password):
-            return _error_response(RefusedError(401, "wrong or missing user name and password: send those of the host's --api-auth"))
+            return _error_response(RefusedError(401, "wrong or missing user name and password: send those of the host's --api-auth or --gradio-auth"))
         return await answer(request)
 
     return answer_known_users

@@ -60,7 +60,7 @@ def draw_generate(blocks: gr.Blocks, tab: gr.Tab, page: GeneratePage) -> Form:
             for row in FIRST:
                 form.draw(*row)
             names = gr.Dropdown(choices=list(page.networks()), value=None, label="Networks", elem_id="lycoris_networks",
-                                info="Trained here, or put into the networks folder. Choosing one writes its tag into the prompt; typing <lyco: there does too.")
+                                info="Trained here, or put into the networks folder. Choosing one writes its tag into the prompt, as does typing <lyco: there.")
             if page.draw_more is not None:
                 page.draw_more()
             for row in ROWS:
@@ -74,6 +74,7 @@ def draw_generate(blocks: gr.Blocks, tab: gr.Tab, page: GeneratePage) -> Form:
             for row in LAST:
                 form.draw(*row)
             form.draw_rest({"generate": "More"})
+            dropped = _draw_drop() if page.read_picture is not None else None
         with gr.Column(scale=1):
             with gr.Row():
                 make = gr.Button("Generate", variant="primary", elem_id="lycoris_generate")
@@ -84,7 +85,7 @@ def draw_generate(blocks: gr.Blocks, tab: gr.Tab, page: GeneratePage) -> Form:
             infotext = gr.Textbox(label="How the first picture was made (it stands in the PNG too)", lines=3, max_lines=8, interactive=False,
                                   elem_id="lycoris_infotext")
             files = gr.Textbox(label="Files", lines=1, max_lines=6, interactive=False, elem_id="lycoris_files")
-            history = _History(page) if page.history is not None else None
+            history = _History(page, dropped) if page.history is not None else None
     seed = gr.State("")
 
     # gradio finds a progress bar by its default, and hands it over at its place among the arguments.
@@ -116,11 +117,18 @@ def draw_generate(blocks: gr.Blocks, tab: gr.Tab, page: GeneratePage) -> Form:
     return form
 
 
+def _draw_drop() -> Any:
+    """The field into which a picture is dropped."""
+    with gr.Accordion("Settings from a picture", open=True, elem_id="lycoris_from_picture"):
+        return gr.File(label="Drop a PNG that the studio or the WebUI made: its settings come into the fields", file_types=[".png"], height=150,
+                       elem_id="lycoris_drop")
+
+
 class _History:
     """What was made before, and settings taken over from a picture."""
 
-    def __init__(self, page: GeneratePage) -> None:
-        self._page = page
+    def __init__(self, page: GeneratePage, dropped: Any) -> None:
+        self._page, self._file = page, dropped
         with gr.Accordion("History: pictures on disk, the newest first", open=False, elem_id="lycoris_history"):
             self._pictures = gr.Gallery(label="Pictures on disk", elem_id="lycoris_history_pictures", columns=6, height=300, object_fit="contain",
                                         show_label=False, allow_preview=False, **compat.without_sharing())
@@ -128,9 +136,6 @@ class _History:
             with gr.Row():
                 self._use = gr.Button("Use its settings", elem_id="lycoris_history_use", size="sm")
                 self._more = gr.Button("Show more", elem_id="lycoris_history_more", size="sm")
-        with gr.Accordion("Settings from a picture", open=True, elem_id="lycoris_from_picture"):
-            self._file = gr.File(label="Drop a PNG that the studio or the WebUI made, and its settings come into the fields", file_types=[".png"], height=110,
-                                 elem_id="lycoris_drop")
         self._count, self._names, self._chosen = gr.State(_HISTORY), gr.State([]), gr.State("")
 
     def wire(self, form: Form, openings: Sequence[Any], answers: Sequence[Any]) -> None:
@@ -149,8 +154,10 @@ class _History:
         self._pictures.select(self._tell, [self._names], [self._told, self._chosen], **quiet)
         outputs = [*answers, *form.components()]
         self._use.click(lambda name: self._restore(form, lambda: self._recall(name)), [self._chosen], outputs, **quiet)
-        self._file.upload(lambda path: self._restore(form, lambda: self._page.read_picture(Path(path).read_bytes())), [self._file], outputs, **quiet).then(
-            lambda: None, [], [self._file], **quiet)
+        if self._file is not None:
+            read = self._page.read_picture
+            dropped = self._file.upload(lambda path: self._restore(form, lambda: read(Path(path).read_bytes())), [self._file], outputs, **quiet)
+            dropped.then(lambda: None, [], [self._file], **quiet)
 
     def _look(self, count: int) -> list[Any]:
         rows = self._page.history(count)
