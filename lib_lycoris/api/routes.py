@@ -15,11 +15,16 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from starlette.concurrency import run_in_threadpool
 
 from ..errors import BusyError, LycoError, UnknownNetworkError
-from ..training.config import Setting, json_schema
+from ..prompt.unit import Unit
+from ..setting import Setting, section_settings
+from ..training.config import json_schema
 
 PREFIX = "/lycoris/v1"
 LARGEST_BODY = 1_000_000
 """Bytes of JSON that a request may carry; a training config has some thousand."""
+
+LARGEST_PICTURE = 64_000_000
+"""Bytes of JSON with a picture in it."""
 
 NAME = "{name:path}"
 """A network's name in a route: it may hold a folder."""
@@ -44,6 +49,9 @@ class Callables:
             gives the state.
         generate: takes settings of a picture, gives a mapping with pictures.
         preprocess: takes a folder and an interrogator's name, writes captions for the pictures without one, gives which.
+        adapters: gives one mapping for each T2I-Adapter on disk.
+        control_map: takes a picture (base64), sizes and a unit's values, gives the control map; the same route as `preprocess`, where no folder is named.
+        preprocessors: gives one mapping for each preprocessor of control maps.
     """
 
     networks: Callable[[], Sequence[Mapping[str, Any]]]
@@ -57,6 +65,24 @@ class Callables:
     pause: Callable[[], Mapping[str, Any]] | None = None
     resume: Callable[[Mapping[str, Any] | None], Mapping[str, Any]] | None = None
     preprocess: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    adapters: Callable[[], Sequence[Mapping[str, Any]]] | None = None
+    control_map: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    preprocessors: Callable[[], Sequence[Mapping[str, Any]]] | None = None
+
+    def list_adapters(self) -> Mapping[str, Any]:
+        """The adapters, and the preprocessors."""
+        return {"adapters": list(self.adapters() if self.adapters else ()), "preprocessors": list(self.preprocessors() if self.preprocessors else ())}
+
+    def prepare(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A control map of a picture, or captions for a folder.
+
+        Raises:
+            LycoError: neither is there, or what was asked can't be done.
+        """
+        work = self.preprocess if "folder" in values else self.control_map
+        if work is None:
+            raise BodyError("this host makes only " + ("captions: name a folder" if self.preprocess else "control maps: give a picture"))
+        return work(values)
 
 
 def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str], bool] | None = None, picture: Sequence[Setting] = ()) -> None:
@@ -69,7 +95,8 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
         picture: the record of a picture's settings, for the description of `generate`.
     """
 
-    def add(method: str, path: str, summary: str, work: Callable[..., Any] | None, body: Mapping[str, Any] | None = None, required: bool = True) -> None:
+    def add(method: str, path: str, summary: str, work: Callable[..., Any] | None, body: Mapping[str, Any] | None = None, required: bool = True,
+            largest: int = LARGEST_BODY) -> None:
         if work is None:
             return
         described: dict[str, Any] = {"responses": {"4XX": _ERROR}}
@@ -79,7 +106,7 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
         if named:
             described["parameters"] = [_NAME_DESCRIBED]
         app.add_api_route(
-            PREFIX + path, _endpoint(work, named, body is not None, required, authorise), methods=[method], summary=summary, tags=["lycoris"],
+            PREFIX + path, _endpoint(work, named, (largest if body is not None else 0), required, authorise), methods=[method], summary=summary, tags=["lycoris"],
             openapi_extra=described, response_class=JSONResponse, name=f"lycoris {method.lower()} {path.strip('/').replace(NAME, 'NAME')}",
         )
 
@@ -93,7 +120,11 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
     add("POST", "/train/pause", "Save the running training and free the model until it is resumed", callables.pause)
     add("POST", "/train/resume", "Go on with the paused (or stopped, or failed) training; with a config: from that training's newest saved state",
         callables.resume, json_schema(), required=False)
-    add("POST", "/preprocess", "Write captions for a folder's pictures that have none", callables.preprocess, _PREPROCESS)
+    if callables.adapters is not None:
+        add("GET", "/adapters", "The T2I-Adapters on disk, and the preprocessors of control maps", callables.list_adapters)
+    if callables.preprocess is not None or callables.control_map is not None:
+        add("POST", "/preprocess", "Make a control map of a picture; or, given a folder, write captions for its pictures that have none", callables.prepare,
+            _PREPROCESS, largest=LARGEST_PICTURE)
     add("POST", "/generate", "Generate pictures", callables.generate, _picture_schema(picture))
 
 
@@ -125,14 +156,14 @@ class BodyError(LycoError, ValueError):
 
 
 def _endpoint(
-    work: Callable[..., Any], takes_name: bool, takes_body: bool, needs_body: bool, authorise: Callable[[str, str], bool] | None
+    work: Callable[..., Any], takes_name: bool, largest_body: int, needs_body: bool, authorise: Callable[[str, str], bool] | None
 ) -> Callable[..., Any]:
     async def answer(request: Request) -> JSONResponse:
         try:
             _refuse_foreign_origin(request)
             arguments = [request.path_params["name"]] if takes_name else []
-            if takes_body:
-                arguments.append(await _read_body(request, needs_body))
+            if largest_body:
+                arguments.append(await _read_body(request, needs_body, largest_body))
             return JSONResponse(dict(await run_in_threadpool(work, *arguments)))
         except LycoError as error:
             return _error_response(error)
@@ -173,17 +204,18 @@ def _is_of(origin: str, host: str) -> bool:
         return False
 
 
-async def _read_body(request: Request, needed: bool) -> Mapping[str, Any] | None:
+async def _read_body(request: Request, needed: bool, largest: int) -> Mapping[str, Any] | None:
     """The posted JSON object; None for an empty body, where it may be left out.
 
     Raises:
         BodyError: too large, no JSON, or no object.
     """
-    text = b""
+    text = bytearray()
     async for piece in request.stream():
         text += piece
-        if len(text) > LARGEST_BODY:
-            raise BodyError(f"the request's body is larger than {LARGEST_BODY} bytes: post the settings alone")
+        if len(text) > largest:
+            advice = "the settings alone" if largest == LARGEST_BODY else "a smaller picture"
+            raise BodyError(f"the request's body is larger than {largest} bytes: post {advice}")
     if not needed and not text.strip():
         return None
     try:
@@ -214,9 +246,14 @@ _NAME_DESCRIBED = {
     "description": "The network's name as in the list, with its folder where two have one name. To look at it, its alias or hash will do too.",
 }
 _PREPROCESS = {
-    "type": "object", "additionalProperties": False, "required": ["folder"],
+    "type": "object",
     "properties": {
-        "folder": {"type": "string", "description": "Folder of pictures, on the machine that this server runs on"},
+        "picture": {"type": "string", "description": "The picture to make a control map of: a PNG or JPEG in base64. palette and skeleton need none"},
+        "width": {"type": "integer", "minimum": 8, "maximum": 4096, "description": "Of the map, in pixels; left out: the picture's"},
+        "height": {"type": "integer", "minimum": 8, "maximum": 4096, "description": "Of the map, in pixels; left out: the picture's"},
+        **{setting.name: setting.json_schema() for setting in section_settings(Unit) if setting.name in (
+            "adapter", "preprocessor", "processor_resolution", "threshold_a", "threshold_b", "palette", "keypoints", "resize_mode")},
+        "folder": {"type": "string", "description": "For captions: a folder of pictures, on the machine that this server runs on"},
         "interrogator": {"type": "string", "enum": ["blip", "deepbooru"], "default": "blip", "description": "What looks at them: sentences, or tags"},
     },
 }

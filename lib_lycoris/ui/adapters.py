@@ -10,19 +10,10 @@ import gradio as gr
 
 from ..errors import LycoError
 from ..prompt.unit import HIRES, RESIZE_MODES, Unit
+from ..prompt.unit_values import FIELDS, NOTHING, PICTURES, UNITS, UNSET, plain_values
 from ..setting import section_settings
 from . import text
 
-UNITS = 3
-NOTHING = "None"
-UNSET = -1
-"""What a slider of a preprocessor says that has no such value, or whose own default counts."""
-
-FIELDS = ("enabled", "adapter", "picture", "preprocessor", "processor_resolution", "threshold_a", "threshold_b", "palette", "keypoints", "weight",
-          "start", "end", "resize_mode", "hires", "level_weights", "mask", "pictures", "save_map", "strict")
-"""The controls of a unit, in the order in which their values come. The first three are never mappings: by that a unit of the API is told from one of the page."""
-
-PICTURES = ("picture", "mask", "pictures")
 _HIRES_LABELS = {"both": "both passes", "low": "first pass only", "high": "hires pass only"}
 
 
@@ -42,17 +33,25 @@ class AdapterPage:
     preprocessors: Callable[[], Sequence[Mapping[str, Any]]]
     preview: Callable[[Mapping[str, Any], tuple[int, int]], Any]
 
+    def draw(self, tab: str, size: Sequence[Any]) -> Drawn:
+        """Draws the accordion: see `draw_adapters`."""
+        return draw_adapters(self, tab, size)
+
+    def show(self, unit: Unit) -> dict[str, Any]:
+        """What the controls show of a unit: see `shown_values`."""
+        return shown_values(unit, self)
+
 
 @dataclass(frozen=True)
 class Drawn:
-    """The accordion's controls: for each unit by name, and all of them in the order in which their values come."""
+    """The accordion's controls: for each unit by name those whose values come, and the rest."""
 
     units: Sequence[Mapping[str, Any]]
-    shown: Sequence[Mapping[str, Any]]
+    rest: Sequence[Mapping[str, Any]]
 
     @property
     def controls(self) -> list[Any]:
-        """All controls whose values come."""
+        """All controls whose values come, in the order of the values."""
         return [unit[name] for unit in self.units for name in FIELDS]
 
 
@@ -64,46 +63,25 @@ def draw_adapters(page: AdapterPage, tab: str, size: Sequence[Any] = ()) -> Draw
         tab: "txt2img" or "img2img".
         size: the host's components for width and height, where it has drawn them.
     """
-    units, shown = [], []
+    units, rest = [], []
     with gr.Accordion("T2I-Adapters (Lyco)", open=False, elem_id=f"lyco_adapters_{tab}", elem_classes=["lyco-adapters"]), gr.Tabs():
         for number in range(UNITS):
             with gr.Tab(f"Adapter {number + 1}"):
                 unit, extra = _draw_unit(page, tab, number, size)
             units.append(unit)
-            shown.append(extra)
-    for component in [each for unit in (*units, *shown) for each in unit.values()]:
+            rest.append(extra)
+    for component in [each for unit in (*units, *rest) for each in unit.values()]:
         component.do_not_save_to_config = True  # three units have the same labels, and the host keeps defaults by label
-    return Drawn(units, shown)
-
-
-def unit_values(values: Sequence[Any]) -> list[dict[str, Any]]:
-    """One mapping of values for each unit: of the page's controls, or what an API's client gave in the first arguments' places."""
-    given = [value for value in values[:UNITS] if isinstance(value, Mapping)]
-    if given:
-        return [dict(value) for value in given]
-    count = len(FIELDS)
-    return [_plain(dict(zip(FIELDS, values[start : start + count], strict=True))) for start in range(0, len(values) - len(values) % count, count)]
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """A page's values as a unit has them."""
-    values["adapter"] = "" if values["adapter"] in (None, NOTHING) else values["adapter"]
-    values["processor_resolution"] = int(values["processor_resolution"]) if (values["processor_resolution"] or 0) >= 64 else None
-    for name in ("threshold_a", "threshold_b"):
-        values[name] = None if values[name] is None or values[name] <= UNSET else values[name]
-    for name in ("palette", "keypoints", "level_weights"):
-        values[name] = (values[name] or "").strip()
-    values["pictures"] = [getattr(file, "name", file) for file in values["pictures"] or ()]
-    return values
+    return Drawn(units, rest)
 
 
 def shown_values(unit: Unit, page: AdapterPage) -> dict[str, Any]:
-    """For each control of a unit what it shows of it, as gradio's updates; pictures stay as they are."""
+    """For each control of a unit (and "colours") what it shows of it, as gradio's updates; pictures stay as they are."""
     found = {name: getattr(unit, name) for name in FIELDS if name not in PICTURES}
     found["adapter"] = gr.update(value=unit.adapter or NOTHING)
     found["processor_resolution"] = unit.processor_resolution or 0
-    described = next((each for each in page.preprocessors() if each["name"] == unit.preprocessor), None)
-    return found | _sliders(described, unit.threshold_a, unit.threshold_b) | _texts(described, unit)
+    described = _described(page, unit.preprocessor)
+    return found | _sliders(described, unit.threshold_a, unit.threshold_b) | _texts(described)
 
 
 def _draw_unit(page: AdapterPage, tab: str, number: int, size: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -118,7 +96,7 @@ def _draw_unit(page: AdapterPage, tab: str, number: int, size: Sequence[Any]) ->
         unit["enabled"] = gr.Checkbox(False, scale=0, min_width=90, **about("enabled", "Enable", ""))
         unit["adapter"] = gr.Dropdown([NOTHING, *page.names()], value=NOTHING, scale=4, **about("adapter", "Adapter", ""))
         refresh = gr.Button("🔄", scale=0, min_width=40, elem_classes=["tool"], elem_id=f"lyco_adapter_{tab}_{number + 1}_refresh")
-    words = gr.HTML(_NO_ADAPTER, elem_id=f"lyco_adapter_{tab}_{number + 1}_words", elem_classes=["lyco-adapter-words"])
+    words = gr.HTML(elem_id=f"lyco_adapter_{tab}_{number + 1}_words", elem_classes=["lyco-adapter-words"])
     with gr.Row(equal_height=False):
         with gr.Column(min_width=200):
             picture_about = about("picture", "Picture" if tab == "txt2img" else "Picture (left empty: the one of img2img)", "")
@@ -158,40 +136,38 @@ def _draw_unit(page: AdapterPage, tab: str, number: int, size: Sequence[Any]) ->
                 unit["pictures"] = gr.File(file_count="multiple", file_types=["image"], **files_about)
         with gr.Row():
             unit["save_map"] = gr.Checkbox(False, **about("save_map", "Add the control map to the results", ""))
-            unit["strict"] = gr.Checkbox(False, **about("strict", "Stop where the adapter can't act", "Else the picture is made without it, and you are told below it"))
+            unit["strict"] = gr.Checkbox(False, **about("strict", "Stop where the adapter can't act", "Else the picture is made without it, and you are told"))
     extra = {"refresh": refresh, "words": words, "look": look, "preview": preview, "picker": picker, "add": add, "colours": colours}
     _connect(page, unit, extra, size)
-    return unit, {name: extra[name] for name in ("refresh", "look", "preview", "picker", "add")}
-
-
-_NO_ADAPTER = text.problems([]) if hasattr(text, "problems") else ""
+    return unit, extra
 
 
 def _connect(page: AdapterPage, unit: Mapping[str, Any], extra: Mapping[str, Any], size: Sequence[Any]) -> None:
     """Has the controls follow each other. `input` and `select` are the user's own hand: what an infotext's paste sets must stay."""
-    bound = [unit[name] for name in ("threshold_a", "threshold_b", "palette", "keypoints")]
+    bound = ("threshold_a", "threshold_b", "keypoints", "colours")
+    followers = [{**unit, **extra}[name] for name in bound]
 
     def list_names(name: str) -> Any:
         names = [NOTHING, *page.names()]
         return gr.update(choices=names if name in names else [*names, name])
 
     def choose_adapter(name: str) -> list[Any]:
+        still = [gr.update() for _ in range(3 + len(bound))]
         if not name or name == NOTHING:
-            return [gr.update(), "", gr.update(), gr.update(), *(gr.update() for _ in bound), gr.update()]
+            return ["", *still]
         try:
             said = page.describe(name)
         except LycoError as error:
-            return [gr.update(), text.problems([str(error)]), gr.update(), gr.update(), *(gr.update() for _ in bound), gr.update()]
-        chosen = said["preprocessor"]
-        return [True, text.note(said["words"]), chosen, said["resolution"] or 0, *choose_preprocessor(chosen)]
+            return [text.problems([str(error)]), *still]
+        return [text.note(said["words"]), True, said["preprocessor"], said["resolution"] or 0, *choose_preprocessor(said["preprocessor"])]
 
     def choose_preprocessor(name: str) -> list[Any]:
-        described = next((each for each in page.preprocessors() if each["name"] == name), None)
-        follow = _sliders(described) | _texts(described, None)
-        return [follow[each] for each in ("threshold_a", "threshold_b", "palette", "keypoints")] + [gr.update(visible=_source(described) == "palette")]
+        described = _described(page, name)
+        follow = _sliders(described) | _texts(described)
+        return [follow[each] for each in bound]
 
     def show_map(*values: Any) -> list[Any]:
-        asked = _plain(dict(zip(FIELDS, values[: len(FIELDS)], strict=True)))
+        asked = plain_values(values[: len(FIELDS)])
         sides = tuple(int(side) for side in values[len(FIELDS) :]) or (512, 512)
         try:
             return [page.preview(asked, sides), ""]
@@ -201,14 +177,10 @@ def _connect(page: AdapterPage, unit: Mapping[str, Any], extra: Mapping[str, Any
     quiet = {"show_progress": False, "queue": False}
     extra["refresh"].click(list_names, [unit["adapter"]], [unit["adapter"]], **quiet)
     unit["adapter"].input(choose_adapter, [unit["adapter"]],
-                          [unit["enabled"], extra["words"], unit["preprocessor"], unit["processor_resolution"], *bound, extra["colours"]], **quiet)
-    unit["preprocessor"].input(choose_preprocessor, [unit["preprocessor"]], [*bound, extra["colours"]], **quiet)
+                          [extra["words"], unit["enabled"], unit["preprocessor"], unit["processor_resolution"], *followers], **quiet)
+    unit["preprocessor"].input(choose_preprocessor, [unit["preprocessor"]], followers, **quiet)
     extra["add"].click(lambda palette, colour: f"{palette} {colour}".strip(), [unit["palette"], extra["picker"]], [unit["palette"]], **quiet)
     extra["look"].click(show_map, [*(unit[name] for name in FIELDS), *size], [extra["preview"], extra["words"]], show_progress=False)
-
-
-def _source(described: Mapping[str, Any] | None) -> str:
-    return described["source"] if described else ""
 
 
 def _sliders(described: Mapping[str, Any] | None, *values: float | None) -> dict[str, Any]:
@@ -228,8 +200,11 @@ def _sliders(described: Mapping[str, Any] | None, *values: float | None) -> dict
     return found
 
 
-def _texts(described: Mapping[str, Any] | None, unit: Unit | None) -> dict[str, Any]:
-    """The fields for a palette and for key points, where the preprocessor takes them."""
-    source = _source(described)
-    given = {} if unit is None else {"palette": {"value": unit.palette}}
-    return {"palette": gr.update(**given.get("palette", {})), "keypoints": gr.update(visible=source == "keypoints")}
+def _texts(described: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is to be seen for a palette and for key points, where the preprocessor takes them."""
+    source = described["source"] if described else ""
+    return {"colours": gr.update(visible=source == "palette"), "keypoints": gr.update(visible=source == "keypoints")}
+
+
+def _described(page: AdapterPage, name: str) -> Mapping[str, Any] | None:
+    return next((each for each in page.preprocessors() if each["name"] == name), None)
