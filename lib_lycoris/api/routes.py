@@ -106,8 +106,8 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
         if named:
             described["parameters"] = [_NAME_DESCRIBED]
         app.add_api_route(
-            PREFIX + path, _endpoint(work, named, (largest if body is not None else 0), required, authorise), methods=[method], summary=summary, tags=["lycoris"],
-            openapi_extra=described, response_class=JSONResponse, name=f"lycoris {method.lower()} {path.strip('/').replace(NAME, 'NAME')}",
+            PREFIX + path, _endpoint(work, named, largest if body is not None else 0, required, authorise), methods=[method], summary=summary,
+            tags=["lycoris"], openapi_extra=described, response_class=JSONResponse, name=f"lycoris {method.lower()} {path.strip('/').replace(NAME, 'NAME')}",
         )
 
     add("GET", "/networks", "The networks on disk", lambda: {"networks": list(callables.networks())})

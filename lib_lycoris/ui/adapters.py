@@ -15,6 +15,8 @@ from ..setting import section_settings
 from . import text
 
 _HIRES_LABELS = {"both": "both passes", "low": "first pass only", "high": "hires pass only"}
+_BEGIN = "Adapters that fit the loaded checkpoint; put files into models/T2I-Adapter and refresh."
+_WITHOUT = "Leaves the picture as it is: choose this for a finished control map."
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def draw_adapters(page: AdapterPage, tab: str, size: Sequence[Any] = ()) -> Draw
 
 
 def shown_values(unit: Unit, page: AdapterPage) -> dict[str, Any]:
-    """For each control of a unit (and "colours") what it shows of it, as gradio's updates; pictures stay as they are."""
+    """For each control of a unit (and "colours", "told") what it shows of it, as gradio's updates; pictures stay as they are."""
     found = {name: getattr(unit, name) for name in FIELDS if name not in PICTURES}
     found["adapter"] = gr.update(value=unit.adapter or NOTHING)
     found["processor_resolution"] = unit.processor_resolution or 0
@@ -96,7 +98,7 @@ def _draw_unit(page: AdapterPage, tab: str, number: int, size: Sequence[Any]) ->
         unit["enabled"] = gr.Checkbox(False, scale=0, min_width=90, **about("enabled", "Enable", ""))
         unit["adapter"] = gr.Dropdown([NOTHING, *page.names()], value=NOTHING, scale=4, **about("adapter", "Adapter", ""))
         refresh = gr.Button("🔄", scale=0, min_width=40, elem_classes=["tool"], elem_id=f"lyco_adapter_{tab}_{number + 1}_refresh")
-    words = gr.HTML(elem_id=f"lyco_adapter_{tab}_{number + 1}_words", elem_classes=["lyco-adapter-words"])
+    words = gr.HTML(text.note(_BEGIN), elem_id=f"lyco_adapter_{tab}_{number + 1}_words", elem_classes=["lyco-adapter-words", "lycoris-problem"])
     with gr.Row(equal_height=False):
         with gr.Column(min_width=200):
             picture_about = about("picture", "Picture" if tab == "txt2img" else "Picture (left empty: the one of img2img)", "")
@@ -105,9 +107,10 @@ def _draw_unit(page: AdapterPage, tab: str, number: int, size: Sequence[Any]) ->
         with gr.Column(min_width=200):
             preview = gr.Image(label="Control map", interactive=False, height=240, elem_id=f"lyco_adapter_{tab}_{number + 1}_map")
     with gr.Row(elem_classes=["lyco-adapter-head"]):
-        choices = [(each["label"], each["name"]) for each in page.preprocessors()]
-        unit["preprocessor"] = gr.Dropdown(choices, value="none", scale=4, **about("preprocessor", "Preprocessor", "Makes the control map out of the picture"))
-        look = gr.Button("Show map", scale=1, min_width=90, elem_id=f"lyco_adapter_{tab}_{number + 1}_preview")
+        names = [each["name"] for each in page.preprocessors()]
+        unit["preprocessor"] = gr.Dropdown(names, value="none", scale=4, **about("preprocessor", "Preprocessor: makes the control map out of the picture", ""))
+        look = gr.Button("Show map", scale=0, min_width=110, elem_id=f"lyco_adapter_{tab}_{number + 1}_preview")
+    told = gr.HTML(text.note(_WITHOUT), elem_id=f"lyco_adapter_{tab}_{number + 1}_told", elem_classes=["lyco-adapter-words", "lycoris-problem"])
     with gr.Row():
         unit["processor_resolution"] = gr.Slider(0, 2048, 0, step=64, **about("processor_resolution", "Preprocessor resolution", "0: the adapter's own"))
         unit["threshold_a"] = gr.Slider(UNSET, 255, UNSET, visible=False, **about("threshold_a", "First value", " "))
@@ -129,22 +132,22 @@ def _draw_unit(page: AdapterPage, tab: str, number: int, size: Sequence[Any]) ->
             with gr.Column(min_width=200):
                 mask_about = about("mask", "Region mask (acts where white)", "")
                 mask_about.pop("info")
-                unit["mask"] = gr.Image(type="numpy", image_mode="L", height=180, **mask_about)
+                unit["mask"] = gr.Image(type="numpy", image_mode="L", height=160, **mask_about)
             with gr.Column(min_width=200):
-                files_about = about("pictures", "One picture for each of a batch, in place of the one above", "")
+                files_about = about("pictures", "One picture for each of a batch", "")
                 files_about.pop("info")
-                unit["pictures"] = gr.File(file_count="multiple", file_types=["image"], **files_about)
+                unit["pictures"] = gr.File(file_count="multiple", file_types=["image"], height=160, **files_about)
         with gr.Row():
             unit["save_map"] = gr.Checkbox(False, **about("save_map", "Add the control map to the results", ""))
-            unit["strict"] = gr.Checkbox(False, **about("strict", "Stop where the adapter can't act", "Else the picture is made without it, and you are told"))
-    extra = {"refresh": refresh, "words": words, "look": look, "preview": preview, "picker": picker, "add": add, "colours": colours}
+            unit["strict"] = gr.Checkbox(False, **about("strict", "Stop with an error where the adapter can't act", ""))
+    extra = {"refresh": refresh, "words": words, "told": told, "look": look, "preview": preview, "picker": picker, "add": add, "colours": colours}
     _connect(page, unit, extra, size)
     return unit, extra
 
 
 def _connect(page: AdapterPage, unit: Mapping[str, Any], extra: Mapping[str, Any], size: Sequence[Any]) -> None:
     """Has the controls follow each other. `input` and `select` are the user's own hand: what an infotext's paste sets must stay."""
-    bound = ("threshold_a", "threshold_b", "keypoints", "colours")
+    bound = ("threshold_a", "threshold_b", "keypoints", "colours", "told")
     followers = [{**unit, **extra}[name] for name in bound]
 
     def list_names(name: str) -> Any:
@@ -167,10 +170,11 @@ def _connect(page: AdapterPage, unit: Mapping[str, Any], extra: Mapping[str, Any
         return [follow[each] for each in bound]
 
     def show_map(*values: Any) -> list[Any]:
+        name = values[FIELDS.index("preprocessor")]
         asked = plain_values(values[: len(FIELDS)])
         sides = tuple(int(side) for side in values[len(FIELDS) :]) or (512, 512)
         try:
-            return [page.preview(asked, sides), ""]
+            return [page.preview(asked, sides), _texts(_described(page, name))["told"]]
         except LycoError as error:
             return [gr.update(), text.problems([str(error)])]
 
@@ -180,7 +184,7 @@ def _connect(page: AdapterPage, unit: Mapping[str, Any], extra: Mapping[str, Any
                           [extra["words"], unit["enabled"], unit["preprocessor"], unit["processor_resolution"], *followers], **quiet)
     unit["preprocessor"].input(choose_preprocessor, [unit["preprocessor"]], followers, **quiet)
     extra["add"].click(lambda palette, colour: f"{palette} {colour}".strip(), [unit["palette"], extra["picker"]], [unit["palette"]], **quiet)
-    extra["look"].click(show_map, [*(unit[name] for name in FIELDS), *size], [extra["preview"], extra["words"]], show_progress=False)
+    extra["look"].click(show_map, [*(unit[name] for name in FIELDS), *size], [extra["preview"], extra["told"]], show_progress=False)
 
 
 def _sliders(described: Mapping[str, Any] | None, *values: float | None) -> dict[str, Any]:
@@ -201,9 +205,10 @@ def _sliders(described: Mapping[str, Any] | None, *values: float | None) -> dict
 
 
 def _texts(described: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What is to be seen for a palette and for key points, where the preprocessor takes them."""
+    """What is to be seen for a palette and for key points, where the preprocessor takes them, and what it does."""
     source = described["source"] if described else ""
-    return {"colours": gr.update(visible=source == "palette"), "keypoints": gr.update(visible=source == "keypoints")}
+    return {"colours": gr.update(visible=source == "palette"), "keypoints": gr.update(visible=source == "keypoints"),
+            "told": text.note(described["help"]) if described else ""}
 
 
 def _described(page: AdapterPage, name: str) -> Mapping[str, Any] | None:

@@ -15,7 +15,7 @@ from lib_lycoris.patching.features import FeatureSession, Row
 from lib_lycoris.prompt.unit import Unit
 
 
-def check_fits(adapter: Any, name: str, channels: tuple[int, ...]) -> None:
+def check_fits(adapter: Any, name: str, session: FeatureSession) -> None:
     """Raises where an adapter's features are none of this UNet's.
 
     Raises:
@@ -23,7 +23,7 @@ def check_fits(adapter: Any, name: str, channels: tuple[int, ...]) -> None:
     """
     if adapter.kind not in ("full", "light"):
         raise ConfigError(f"a {adapter.kind} adapter gives no features of a picture: choose a full or light one")
-    if tuple(adapter.channels) != channels:
+    if tuple(adapter.channels) != session.channels or (adapter.layout or session.layout) != session.layout:
         raise ConfigError(f"{name} is for another model than the loaded checkpoint: refresh the list and choose one of those that fit")
 
 
@@ -51,11 +51,10 @@ def make_features(adapter: nn.Module, unit: Unit, maps: Sequence[Any], region: A
 
 
 class Features:
-    """What the adapters of a pass add to a UNet. `session` is what has it on; `channels` what fits."""
+    """What the adapters of a pass add to a UNet. `session` is what has it on."""
 
     def __init__(self, unet: nn.Module):
         self.session = FeatureSession(unet)
-        self.channels = self.session.channels
         self._parts: list[tuple[Unit, Sequence[Tensor]]] = []
         self._acting: tuple[bool, ...] = ()
 

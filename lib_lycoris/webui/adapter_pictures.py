@@ -110,13 +110,14 @@ def fit_init(p: Any, picture: Any, size: tuple[int, int]) -> Any:
 
 def add_result(p: Any, processed: Any, made: Any, suffix: str) -> None:
     """Adds a control map [H,W,3] uint8 to the pictures of a run, and saves it where the run saves its pictures."""
-    from modules import images, shared
     from PIL import Image
 
     picture = Image.fromarray(made)
     processed.images.append(picture)
     processed.infotexts.append(processed.infotexts[0] if processed.infotexts else "")
     if getattr(p, "save_samples", lambda: False)():
+        from modules import images, shared
+
         images.save_image(picture, p.outpath_samples, "", p.all_seeds[0], p.all_prompts[0], shared.opts.samples_format, p=p, suffix=f"-{suffix}")
 
 

@@ -10,7 +10,7 @@ from modules.infotext_utils import PasteField
 
 from lib_lycoris.errors import LycoError
 from lib_lycoris.prompt.unit import Unit, parse_unit
-from lib_lycoris.prompt.unit_values import UNITS, unit_values
+from lib_lycoris.prompt.unit_values import PICTURES, UNITS, unit_values
 
 from .adapter_work import AdapterWork
 from .adapters import Adapters
@@ -52,8 +52,8 @@ def make_script(adapters: Adapters, draw: Callable[[str, Sequence[Any]], Any], s
             drawn = draw(tab, size if len(size) == 2 else [])
             self.infotext_fields = [
                 PasteField(component, _pasted(number, name, show))
-                for number, unit in enumerate(drawn.units) for name, component in ({**unit, "colours": drawn.rest[number]["colours"]}).items()
-                if name not in ("picture", "mask", "pictures")
+                for number, (unit, rest) in enumerate(zip(drawn.units, drawn.rest, strict=True))
+                for name, component in {**unit, "colours": rest["colours"], "told": rest["told"]}.items() if name not in PICTURES
             ]
             self.paste_field_names = [INFOTEXT.format(number + 1) for number in range(UNITS)]
             return drawn.controls

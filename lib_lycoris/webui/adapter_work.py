@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lib_lycoris.errors import AdapterError, LycoError
+from lib_lycoris.errors import AdapterError, LycoError, shown
 from lib_lycoris.preprocess.sizes import fit
 from lib_lycoris.prompt.unit import Unit, render_unit
 from lib_lycoris.prompt.unit_values import split_unit
@@ -100,17 +101,31 @@ class AdapterWork:
         if not self._hires:
             self._first_size = self._size
         self._pictures = [p.iteration * p.batch_size + row for row in range(len(x))]
-        self._attach()
+        with self._telling():
+            self._attach()
 
     def before_step(self, params: Any) -> None:
         """Follows a model that came in the middle of a pass, and turns the features to this step and these rows; called before each step."""
         if not self._pictures:
             return
-        if host.loaded_model() is not self._model:
-            self._attach()
-        if self._features is not None:
-            step, steps = step_of(params.denoiser)
-            self._features.begin_step(step, steps, [picture for picture, _ in rows_of(params)])
+        with self._telling():
+            if host.loaded_model() is not self._model:
+                self._attach()
+            if self._features is not None:
+                step, steps = step_of(params.denoiser)
+                self._features.begin_step(step, steps, [picture for picture, _ in rows_of(params)])
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Tells also what nobody foresaw: the host only prints it, and goes on without the adapter."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(f"lyco: adapters were left out: {type(error).__name__}: {shown(error)}", any(each.unit.strict for each in self._asked))
+            raise
+        finally:
+            if self._stop is not None and self._barrier is None:
+                self._barrier = host.trees_of(host.loaded_model()).unet.register_forward_pre_hook(lambda *_: self.raise_if_stopped())
 
     def take_off(self) -> None:
         """Leaves the model without a trace."""
@@ -158,8 +173,7 @@ class AdapterWork:
             return
         try:
             host.check_reachable("adapters")
-            unet = host.trees_of(self._model).unet
-            features = Features(unet)
+            features = Features(host.trees_of(self._model).unet)
         except LycoError as error:
             for each in asked:
                 self._refuse(each, str(error))
@@ -167,12 +181,10 @@ class AdapterWork:
         for each in asked:
             try:
                 self._check_base_model(each)
-                features.add(each.unit, self._features_of(each, features.channels))
+                features.add(each.unit, self._features_of(each, features.session))
             except LycoError as error:
                 self._refuse(each, str(error))
         self._features = features
-        if self._stop is not None and self._barrier is None:
-            self._barrier = unet.register_forward_pre_hook(lambda *_: self.raise_if_stopped())
 
     def _check_base_model(self, asked: Asked) -> None:
         """Tells where an adapter was trained on another base model; whether it fits at all, its features' channels say."""
@@ -180,14 +192,14 @@ class AdapterWork:
         if facts.base_model is not None and base is not None and facts.base_model != base and not self._hires:
             self.fail(f"lyco: {asked.name} was trained on {facts.base_model}, and the loaded checkpoint is {base}", False)
 
-    def _features_of(self, asked: Asked, channels: tuple[int, ...]) -> list[Any]:
+    def _features_of(self, asked: Asked, session: Any) -> list[Any]:
         """A unit's weighted features for this pass, [1 or B,C,h,w] each; computed once for a size and its pictures."""
         sources = tuple(self._source(asked, picture) for picture in self._pictures)
         sources = sources[:1] if len(set(sources)) == 1 else sources
         key = sources, self._size
+        adapter = self._adapters.load(asked.unit.adapter)
+        check_fits(adapter, asked.unit.adapter, session)
         if key not in asked.features:
-            adapter = self._adapters.load(asked.unit.adapter)
-            check_fits(adapter, asked.unit.adapter, channels)
             maps = [self._map(asked, source, self._size) for source in sources]
             asked.features[key] = make_features(adapter, asked.unit, maps, self._region_of(asked), self._device)
         return asked.features[key]
