@@ -142,7 +142,8 @@ class Trainer:
 
     def _draw(self, seed: int, epoch: int, sample: int, shape: torch.Size) -> Draw:
         steps = len(self._objective.alphas_cumprod)
-        return draw(seed, epoch, sample, shape, steps, self._config.data.caption_dropout, self._config.training.noise_offset)
+        return draw(seed, epoch, sample, shape, steps, self._config.data.caption_dropout, self._config.training.noise_offset,
+                    self._config.time_sampling)
 
     def _rate_factor(self, step: int) -> float:
         training = self._config.training
