@@ -42,6 +42,12 @@ HELD = {
     "ss_training_finished_at": "end, in seconds since 1970",
     "ss_tag_frequency": "how often each caption word group was seen, as JSON",
     "ss_training_comment": "the user's own remark",
+    "lyco_adapter_layout": "adapters: whose UNet's sizes the maps have, sd or sdxl",
+    "lyco_adapter_preprocessor": "adapters: what the control pictures were made with",
+    "lyco_adapter_preprocessor_values": "adapters: its values where they were not its own",
+    "lyco_adapter_resolution": "adapters: shorter side of the control pictures, in pixels",
+    "lyco_adapter_downscale": "adapters: pixels for each cell of the first map",
+    "lyco_adapter_task": "adapters: what it goes by for the CoAdapter fuser",
     "modelspec.sai_model_spec": "version of the specification",
     "modelspec.architecture": "base model and kind",
     "modelspec.implementation": "whose naming the file has",
@@ -68,6 +74,7 @@ class TrainingFacts:
     """What a training run knows when it saves; what is None is left out of the file.
 
     `rank` and `alpha` are "Dynamic" where layers have their own. `module` is kohya's name of who loads the file, `arguments` what that is to be told.
+    `what` is modelspec's word for the kind of file.
     `checkpoint_name` may be a path: its folder is dropped. `tag_frequency` is {caption part: count}. Times are seconds since 1970.
     """
 
@@ -76,7 +83,7 @@ class TrainingFacts:
     prediction: str = "eps"
     rank: int | str | None = None
     alpha: float | str | None = None
-    module: str = "networks.lora"
+    module: str | None = "networks.lora"
     arguments: Mapping[str, object] = field(default_factory=dict)
     conv_rank: int | None = None
     conv_alpha: float | None = None
@@ -101,6 +108,7 @@ class TrainingFacts:
     trigger_words: Sequence[str] = ()
     tag_frequency: Mapping[str, int] = field(default_factory=dict)
     comment: str | None = None
+    what: str = "lora"
 
     def __post_init__(self) -> None:
         if not self.name or re.search(r"[/\\]", self.name):
@@ -187,7 +195,7 @@ def _modelspec_values(facts: TrainingFacts) -> dict[str, object]:
         architecture = "stable-diffusion-v2-768-v"
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.architecture": f"{architecture}/{facts.what}",
         "modelspec.implementation": "diffusers",
         "modelspec.title": facts.name,
         "modelspec.date": ended.strftime("%Y-%m-%dT%H:%M:%S") if ended else None,

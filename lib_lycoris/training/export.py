@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from ..files.safetensors import write_tensors
 from ..files.spelling import kohya_key
 from ..networks.layer import Layer
 from .backbone import Backbone
-from .config import TrainConfig
+from .config import KINDS_WITHOUT_LAYERS, TrainConfig
 from .dataset import Dataset
 from .description import describe_kind
 from .peft_form import rounded, write_peft
@@ -42,8 +43,8 @@ def export_network(folder: Path, layers: Mapping[Key, Layer], config: TrainConfi
     Raises:
         TrainingError: the parameters are not finite in the file's dtype, or the file could not be written; an older one stays.
     """
-    name = config.output.name if about.steps >= about.planned else f"{config.output.name}-step{about.steps:08}"
-    metadata = make_metadata(_facts(config, backbone, about, layers))
+    name = file_name(config, about)
+    metadata = make_metadata(training_facts(config, backbone, about, **describe_kind(config.network, layers)))
     try:
         if config.output.form == "peft":
             write_peft(folder / name, layers, config.output.dtype, reduce_metadata(metadata) if config.output.metadata == "minimal" else metadata)
@@ -63,6 +64,11 @@ def export_network(folder: Path, layers: Mapping[Key, Layer], config: TrainConfi
     return path
 
 
+def file_name(config: TrainConfig, about: About) -> str:
+    """NAME of a training that has come to its end, else NAME-step00000123; without an ending."""
+    return config.output.name if about.steps >= about.planned else f"{config.output.name}-step{about.steps:08}"
+
+
 def network_tensors(layers: Mapping[Key, Layer], dtype: str, base_model: str = "sd_v1") -> dict[str, Tensor]:
     """All parameters under kohya's names: "lora_unet_….lora_down.weight". Weights are rounded to `dtype` once; alpha and counts stay float32, exact.
 
@@ -78,17 +84,18 @@ def network_tensors(layers: Mapping[Key, Layer], dtype: str, base_model: str = "
     return tensors
 
 
-def _facts(config: TrainConfig, backbone: Backbone, about: About, layers: Mapping[Key, Layer]) -> TrainingFacts:
+def training_facts(config: TrainConfig, backbone: Backbone, about: About, **kind: Any) -> TrainingFacts:
+    """What a file says of the training that it is from; `kind` are the facts that depend on what was trained."""
     network, training = config.network, config.training
     return TrainingFacts(
         name=config.output.name, base_model=backbone.base_model,
         prediction=config.model.resolve_prediction(backbone.prediction),
-        **describe_kind(network, layers),
+        **kind,
         checkpoint_name=backbone.checkpoint_name, checkpoint_hash=backbone.checkpoint_hash,
         resolution=config.data.resolution, pictures=len(about.dataset.pictures), batch_size=config.data.batch_size,
         steps=about.steps, planned_steps=about.planned,
         learning_rate=training.learning_rate, unet_learning_rate=training.learning_rate,
-        text_encoder_learning_rate=training.te_learning_rate if network.text_encoder else None,
+        text_encoder_learning_rate=training.te_learning_rate if network.text_encoder and network.kind not in KINDS_WITHOUT_LAYERS else None,
         optimizer=training.optimizer, schedule=training.schedule, precision=training.precision, seed=training.seed,
         clip_skip=config.model.clip_skip, validation_loss=about.validation_loss,
         started=about.started_at, finished=time.time(),

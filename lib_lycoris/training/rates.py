@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..errors import ConfigError
 from ..patching.targets import Target
-from .config import TrainConfig, TrainingSettings, split_pattern
+from .config import KINDS_WITHOUT_LAYERS, TrainConfig, TrainingSettings, split_pattern
 from .selection import Key, matches
 
 
@@ -30,6 +30,8 @@ def learning_targets(targets: Mapping[Key, Target], config: TrainConfig) -> dict
     Raises:
         ConfigError: nothing is left, or AdaLoRA would have to move ranks out of layers that stay.
     """
+    if config.network.kind in KINDS_WITHOUT_LAYERS:
+        return {}
     learning = {key: target for key, target in targets.items() if rate_of(key, config.training)}
     if not learning:
         raise ConfigError(f"training.block_learning_rates = {list(config.training.block_learning_rates)}: every layer's rate is 0; leave some above it")
