@@ -1,4 +1,4 @@
-// The tab "Train LyCORIS" shows how a training stands: while it is open, its Refresh button is pressed every now and then.
+// The tab "Lyco" shows how a training stands: while it is open, its Refresh button is pressed every now and then.
 
 (function() {
     const milliseconds = 2000;

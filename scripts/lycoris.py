@@ -25,7 +25,7 @@ def _start():
     pages = Pages(extension.applier, lambda kind, **arguments: drawing.setting(kind, **arguments), drawing)
     script_callbacks.on_before_ui(extension.before_ui)
     script_callbacks.on_before_ui(pages.before_ui)
-    script_callbacks.on_ui_tabs(lambda: [(_draw_training(training), "Train LyCORIS", "lycoris_train")])
+    script_callbacks.on_ui_tabs(lambda: [_draw_tab(training)])
     script_callbacks.on_infotext_pasted(pages.paste)
     script_callbacks.on_model_loaded(extension.model_loaded)
     script_callbacks.on_cfg_denoiser(extension.before_step)
@@ -34,17 +34,14 @@ def _start():
     script_callbacks.on_app_started(lambda demo, app: _add_routes(app, extension, pages.shelf, training))
 
 
-def _draw_training(training):
-    """The tab's blocks. The page is kept up to date by javascript/lycoris_train.js, as the host may run without gradio's queue."""
-    import gradio as gr
-
-    from lib_lycoris.ui.train import TrainPage, draw_train
+def _draw_tab(training):
+    """(blocks, name, element) of our tab. It is kept up to date by javascript/lycoris_train.js, as the host may run without gradio's queue."""
+    from lib_lycoris.ui.tab import ELEMENT, NAME, make_tab
+    from lib_lycoris.ui.train import TrainPage
 
     page = TrainPage(start=training.start, stop=training.stop, state=training.state, check=training.check, pause=training.pause, resume=training.resume,
                      defaults=training.defaults(), polls=False)
-    with gr.Blocks(analytics_enabled=False) as blocks:
-        draw_train(blocks, page)
-    return blocks
+    return make_tab(page), NAME, ELEMENT
 
 
 def _add_routes(app, extension, shelf, training):

@@ -19,6 +19,7 @@ from lib_lycoris.ui import text
 from lib_lycoris.ui.fields import element_id, explanation, label
 from lib_lycoris.ui.generate import GeneratePage, insert_tag
 from lib_lycoris.ui.page import LATE, make_look, make_page
+from lib_lycoris.ui.tab import make_tab
 from lib_lycoris.ui.train import FIRST, TrainPage, draw_train, train_settings
 from lib_lycoris.ui.train import make_look as make_train_look
 
@@ -134,6 +135,13 @@ def test_the_studios_page_is_built_with_both_tabs_and_no_element_twice():
     ids = [block.elem_id for block in blocks.blocks.values() if getattr(block, "elem_id", None)]
     assert len(set(ids)) == len(ids)
     assert {"lycoris_tab_generate", "lycoris_tab_train", "lycoris_start", "lycoris_generate_prompt", "lycoris_data_folders"} <= set(ids)
+
+
+def test_the_webuis_tab_holds_train_and_what_else_it_is_given_and_the_host_keeps_no_first_values_of_its_fields():
+    blocks = make_tab(Desk().page(polls=False), (("Library", "lycoris_tab_library", lambda blocks: gr.HTML("x", elem_id="drawn")),))
+    ids = {block.elem_id for block in blocks.blocks.values()}
+    assert {"lycoris_tab_train", "lycoris_start", "lycoris_tab_library", "drawn"} <= ids
+    assert all(block.do_not_save_to_config for block in blocks.blocks.values())
 
 
 def test_once_the_model_is_known_its_size_stands_in_the_fields():
