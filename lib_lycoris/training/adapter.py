@@ -15,7 +15,7 @@ from ..library.adapters import open_adapter
 from ..networks.adapters.full import FullAdapter
 from ..networks.adapters.light import LightAdapter
 from ..networks.adapters.parts import PictureAdapter
-from ..patching.features import FeatureSession, feature_channels
+from ..patching.features import FeatureSession
 from ..patching.targets import Target
 from .adapter_export import export_adapter
 from .adapter_settings import AdapterSettings
@@ -64,7 +64,7 @@ class AdapterMethod:
         try:
             yield
         finally:
-            self._session.clear()
+            self._session.set(None)
 
     def add_penalty(self) -> float:
         return 0.0
@@ -104,6 +104,20 @@ def make_adapter_method(config: TrainConfig, backbone: Backbone) -> AdapterMetho
     return AdapterMethod(adapter.requires_grad_(True).train(), backbone.unet)
 
 
+def count_adapter(config: TrainConfig, backbone: Backbone) -> int:
+    """How many numbers the adapter has that the config wants.
+
+    Raises:
+        ConfigError: the UNet takes no adapter, or the file in network.start_from is no such adapter.
+    """
+    if config.network.start_from is not None:
+        adapter = _start(config.network.start_from, config.adapter, backbone)
+    else:
+        with torch.device("meta"):
+            adapter = make_adapter(config.adapter, backbone)
+    return sum(parameter.numel() for parameter in adapter.parameters())
+
+
 def make_adapter(settings: AdapterSettings, backbone: Backbone) -> PictureAdapter:
     """A fresh adapter for that UNet, which adds nothing yet.
 
@@ -111,12 +125,8 @@ def make_adapter(settings: AdapterSettings, backbone: Backbone) -> PictureAdapte
         ConfigError: the UNet takes no adapter.
     """
     given = {name: value for name in ("downscale", "blocks") if (value := getattr(settings, name)) is not None}
-    return _MAKERS[settings.kind].create(channels=feature_channels(backbone.unet), in_channels=settings.in_channels or 3, layout=layout_of(backbone), **given)
-
-
-def layout_of(backbone: Backbone) -> str:
-    """"sdxl" or "sd": which sizes the UNet's maps have."""
-    return "sdxl" if backbone.base_model.startswith("sdxl") else "sd"
+    places = FeatureSession(backbone.unet)
+    return _MAKERS[settings.kind].create(channels=places.channels, in_channels=settings.in_channels or 3, layout=places.layout, **given)
 
 
 def _start(path: str, settings: AdapterSettings, backbone: Backbone) -> PictureAdapter:
@@ -132,10 +142,10 @@ def _start(path: str, settings: AdapterSettings, backbone: Backbone) -> PictureA
         raise ConfigError(f"{where}: {error}") from error
     if adapter.kind not in _MAKERS:
         raise ConfigError(f"{where}: a {adapter.kind} adapter can't be trained here; give a full or light one")
-    channels, layout = tuple(feature_channels(backbone.unet)), layout_of(backbone)
-    if tuple(adapter.channels) != channels or adapter.layout != layout:
+    places = FeatureSession(backbone.unet)
+    if tuple(adapter.channels) != tuple(places.channels) or adapter.layout != places.layout:
         raise ConfigError(f"{where}: its maps have {list(adapter.channels)} channels as {adapter.layout} lays them out, the model's UNet takes "
-                          f"{list(channels)} as {layout} does; give an adapter for that model")
+                          f"{list(places.channels)} as {places.layout} does; give an adapter for that model")
     for name in settings.changed():
         if getattr(adapter, name) != getattr(settings, name):
             raise ConfigError(f"{where}: its {name} is {getattr(adapter, name)}, adapter.{name} says {getattr(settings, name)}; leave that out")

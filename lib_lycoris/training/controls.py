@@ -11,8 +11,8 @@ from PIL import Image
 
 from ..errors import DatasetError, shown
 from .config import DataSettings
-from .masks import turned_with
-from .pictures import PICTURES, open_image, to_rgb
+from .masks import same_shape, turned_with
+from .pictures import PICTURES, measure, open_image, read_bytes, to_rgb
 
 if TYPE_CHECKING:
     from .dataset import Dataset, Picture
@@ -22,13 +22,15 @@ def with_controls(dataset: Dataset, settings: DataSettings) -> Dataset:
     """The dataset whose pictures know their control pictures; where a preprocessor makes them there is nothing to find.
 
     Raises:
-        DatasetError: control pictures are missing, or one is another picture's.
+        DatasetError: control pictures are missing, can't be read, or have another shape than their picture.
     """
     if settings.preprocessor is not None:
         return dataset
     found = [(picture, find_control(picture.path, settings)) for picture in dataset.pictures]
     _check_all_there([picture.path for picture, control in found if control is None], len(found), settings)
     pictures = tuple(replace(picture, control=control) for picture, control in found)
+    for picture in pictures:
+        _check_shape(picture)
     return replace(dataset, pictures=pictures, problems=(*dataset.problems, *_odd(pictures)))
 
 
@@ -76,6 +78,14 @@ def _check_all_there(missing: Sequence[Path], count: int, settings: DataSettings
     beside = settings.control_folder is None
     where = f"{missing[0].stem}{settings.control_suffix}.png beside it" if beside else f"a picture of that name in {settings.control_folder}"
     raise DatasetError(f"{len(missing)} of {count} pictures have no control picture: {names}; put {where}, or name a data.preprocessor that makes them")
+
+
+def _check_shape(picture: Picture) -> None:
+    """By the headers alone; what lies as its picture's bytes do is turned later."""
+    size, wanted = measure(picture.control, read_bytes(picture.control)), picture.size
+    if not same_shape(size, wanted) and not same_shape((size[1], size[0]), wanted):
+        raise DatasetError(f"control picture {shown(picture.control, 200)} has {size[0]}×{size[1]} pixels, its picture {wanted[0]}×{wanted[1]}: make it of the "
+                           "same shape")
 
 
 def _odd(pictures: Sequence[Picture]) -> list[str]:

@@ -64,9 +64,9 @@ def turned_with(image: Image.Image, path: Path, size: tuple[int, int], turned: i
     Raises:
         DatasetError: it has another shape than the other picture.
     """
-    if turned in (5, 6, 7, 8) and not _same_shape(image.size, size) and _same_shape(image.size, (size[1], size[0])):
+    if turned in (5, 6, 7, 8) and not same_shape(image.size, size) and same_shape(image.size, (size[1], size[0])):
         image = image.transpose(_TURNS[turned])
-    if not _same_shape(image.size, size):
+    if not same_shape(image.size, size):
         raise DatasetError(f"{what} {path} has {image.size[0]}×{image.size[1]} pixels, its picture {size[0]}×{size[1]}: make it of the same shape")
     return image
 
@@ -78,6 +78,6 @@ def to_cells(mask: Image.Image, box: Box, size: tuple[int, int], floor: float) -
     return floor + (1 - floor) * values
 
 
-def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether two sizes differ by no more than rounding, when one is scaled to the other."""
     return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)

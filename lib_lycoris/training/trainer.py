@@ -15,6 +15,7 @@ from ..patching.targets import Target
 from .backbone import Backbone
 from .conditioning import Captions, make_captions
 from .config import TrainConfig
+from .control_maps import find_values
 from .draws import Draw, Order, draw
 from .dropout import Dropout
 from .material import Material
@@ -177,9 +178,11 @@ def check_settings(config: TrainConfig, backbone: Backbone) -> None:
     """Returns where these settings of the optimising can be followed on that model; quick, to be asked before anything is encoded.
 
     Raises:
-        ConfigError: the optimiser's package is missing, or settings contradict each other or the model.
+        ConfigError: the optimiser's package is missing, a preprocessor is not known, or settings contradict each other or the model.
     """
     check_optimizer(config.training)
+    if config.network.kind == "adapter":
+        find_values(config.data)
     check_prediction(config, backbone)
     if config.network.max_norm is not None and config.training.optimizer == "schedule_free":
         raise ConfigError(f"network.max_norm = {config.network.max_norm:g}: schedule_free keeps an average that can't be scaled down with the layers; "
