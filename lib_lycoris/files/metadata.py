@@ -73,8 +73,9 @@ _CROSS_ATTENTION = re.compile(r"attn2[._](?:processor[._])?to_[kv](?:_lora)?\.(?
 class TrainingFacts:
     """What a training run knows when it saves; what is None is left out of the file.
 
-    `rank` and `alpha` are "Dynamic" where layers have their own. `module` is kohya's name of who loads the file, `arguments` what that is to be told.
-    `what` is modelspec's word for the kind of file.
+    `rank` and `alpha` are "Dynamic" where layers have their own. `module` is kohya's name of who loads the file, `arguments` what that is to
+    be told; `form` is the specification's word for what the file is, "lora", "textual-inversion" or
+    "t2i-adapter".
     `checkpoint_name` may be a path: its folder is dropped. `tag_frequency` is {caption part: count}. Times are seconds since 1970.
     """
 
@@ -94,7 +95,7 @@ class TrainingFacts:
     batch_size: int | None = None
     steps: int | None = None
     planned_steps: int | None = None
-    learning_rate: float | None = None
+    learning_rate: float | str | None = None
     unet_learning_rate: float | None = None
     text_encoder_learning_rate: float | None = None
     optimizer: str | None = None
@@ -108,7 +109,7 @@ class TrainingFacts:
     trigger_words: Sequence[str] = ()
     tag_frequency: Mapping[str, int] = field(default_factory=dict)
     comment: str | None = None
-    what: str = "lora"
+    form: str = "lora"
 
     def __post_init__(self) -> None:
         if not self.name or re.search(r"[/\\]", self.name):
@@ -195,7 +196,7 @@ def _modelspec_values(facts: TrainingFacts) -> dict[str, object]:
         architecture = "stable-diffusion-v2-768-v"
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/{facts.what}",
+        "modelspec.architecture": f"{architecture}/{facts.form}",
         "modelspec.implementation": "diffusers",
         "modelspec.title": facts.name,
         "modelspec.date": ended.strftime("%Y-%m-%dT%H:%M:%S") if ended else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,7 +30,8 @@ def export_adapter(folder: Path, adapter: PictureAdapter, config: TrainConfig, b
     path, data = folder / f"{file_name(config, about)}.safetensors", config.data
     for name, value in adapter.tensors().items():
         rounded(value, config.output.dtype, name)
-    metadata = {} if config.output.metadata == "minimal" else make_metadata(training_facts(config, backbone, about, module=None, what="t2i-adapter"))
+    facts = replace(training_facts(config, backbone, about, {}), form="t2i-adapter", module=None, arguments={}, text_encoder_learning_rate=None)
+    metadata = {} if config.output.metadata == "minimal" else make_metadata(facts)
     if data.preprocessor_values:
         metadata[VALUES] = ", ".join(data.preprocessor_values)
     try:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -35,6 +34,8 @@ class About:
     started_at: float
     """Seconds since 1970."""
     validation_loss: float | None = None
+    packed: Mapping[str, Tensor] = field(default_factory=dict)
+    """What else a network's file holds, by key: a word that was trained with it."""
 
 
 def export_network(folder: Path, layers: Mapping[Key, Layer], config: TrainConfig, backbone: Backbone, about: About) -> Path:
@@ -44,13 +45,13 @@ def export_network(folder: Path, layers: Mapping[Key, Layer], config: TrainConfi
         TrainingError: the parameters are not finite in the file's dtype, or the file could not be written; an older one stays.
     """
     name = file_name(config, about)
-    metadata = make_metadata(training_facts(config, backbone, about, **describe_kind(config.network, layers)))
+    metadata = make_metadata(training_facts(config, backbone, about, layers))
     try:
         if config.output.form == "peft":
             write_peft(folder / name, layers, config.output.dtype, reduce_metadata(metadata) if config.output.metadata == "minimal" else metadata)
             return folder / name
         path = folder / f"{name}.safetensors"
-        tensors = network_tensors(layers, config.output.dtype, backbone.base_model)
+        tensors = network_tensors(layers, config.output.dtype, backbone.base_model) | dict(about.packed)
         if config.output.metadata == "minimal":
             metadata = reduce_metadata(metadata)
         else:
@@ -84,13 +85,14 @@ def network_tensors(layers: Mapping[Key, Layer], dtype: str, base_model: str = "
     return tensors
 
 
-def training_facts(config: TrainConfig, backbone: Backbone, about: About, **kind: Any) -> TrainingFacts:
-    """What a file says of the training that it is from; `kind` are the facts that depend on what was trained."""
+def training_facts(config: TrainConfig, backbone: Backbone, about: About, layers: Mapping[Key, Layer]) -> TrainingFacts:
+    """What a file says of the training that it is from."""
     network, training = config.network, config.training
+    words = [config.data.trigger, config.word, *(picture.concept for picture in about.dataset.pictures)]
     return TrainingFacts(
         name=config.output.name, base_model=backbone.base_model,
         prediction=config.model.resolve_prediction(backbone.prediction),
-        **kind,
+        **describe_kind(network, layers),
         checkpoint_name=backbone.checkpoint_name, checkpoint_hash=backbone.checkpoint_hash,
         resolution=config.data.resolution, pictures=len(about.dataset.pictures), batch_size=config.data.batch_size,
         steps=about.steps, planned_steps=about.planned,
@@ -99,7 +101,7 @@ def training_facts(config: TrainConfig, backbone: Backbone, about: About, **kind
         optimizer=training.optimizer, schedule=training.schedule, precision=training.precision, seed=training.seed,
         clip_skip=config.model.clip_skip, validation_loss=about.validation_loss,
         started=about.started_at, finished=time.time(),
-        trigger_words=tuple(dict.fromkeys(picture.concept for picture in about.dataset.pictures if picture.concept)),
+        trigger_words=tuple(dict.fromkeys(word for word in words if word)),
         tag_frequency=_tag_frequency(about.dataset),
     )
 

@@ -16,12 +16,14 @@ from ..patching.session import attach
 from ..patching.targets import Target
 from .adapter import make_adapter_method
 from .backbone import Backbone
+from .captions import with_word
 from .checkpointing import find_blocks
 from .conditioning import autocast
 from .config import TrainConfig
 from .dropout import Dropout
 from .frozen import frozen
 from .methods import create_layer
+from .new_word import make_word
 from .selection import Key
 
 _OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "lion": 4, "prodigy": 16, "schedule_free": 8}
@@ -66,8 +68,9 @@ def estimate_memory(config: TrainConfig, backbone: Backbone, targets: Mapping[Ke
         weights = {value.data_ptr(): value.numel() * value.element_size() for module in modules for value in (*module.parameters(), *module.buffers())}
         layers = {key: create_layer(target, config.network, config.training.seed).to(backbone.device) for key, target in targets.items()}
         blocks = find_blocks(modules) if config.training.gradient_checkpointing else []
-        with attach(targets, layers), _adapter(config, backbone) as following:
-            text = any(component != "unet" for component, _ in targets)
+        word = make_word(config, backbone)
+        with nullcontext() if word is None else word.put_on(backbone), attach(targets, layers), _adapter(config, backbone) as following:
+            text = word is not None or any(component != "unet" for component, _ in targets)
             small, large = (_kept(config, backbone, side, text, blocks, weights, following) for side in _SIDES)
     a_cell = (large - small) / (_SIDES[1] ** 2 - _SIDES[0] ** 2)
     rest = small - a_cell * _SIDES[0] ** 2
@@ -98,10 +101,10 @@ def _kept(
     with autocast(backbone.device, config.training.precision):
         if not text:
             with torch.no_grad():
-                conditioning = backbone.encode_captions([_CAPTION])
+                conditioning = backbone.encode_captions([with_word(_CAPTION, config.word)])
         with kept_bytes(blocks, weights) as count, following(side):
             if text:
-                conditioning = backbone.encode_captions([_CAPTION])
+                conditioning = backbone.encode_captions([with_word(_CAPTION, config.word)])
             backbone.predict(latents, t, conditioning, **framings)
         return count()
 

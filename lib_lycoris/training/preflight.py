@@ -12,12 +12,13 @@ from ..errors import shown
 from ..patching.targets import Target, find_targets
 from .adapter import count_adapter
 from .backbone import Backbone
-from .captions import Drawn, compose
+from .captions import Drawn, compose, with_word
 from .config import TrainConfig
 from .dataset import Dataset, Picture
 from .materials import read_pictures
 from .memory import estimate_memory
 from .methods import count_parameters
+from .new_word import NewWord, make_word
 from .prior import count_pictures, missing_pictures, prior_folder
 from .rates import learning_targets
 from .selection import Key, select_targets
@@ -61,6 +62,7 @@ class Preflight:
         parameters: numbers that are trained.
         file_bytes: about, of the network file.
         memory: an estimate in bytes, by what needs it: "model", "trained", "step", "total"; None where it was not asked for.
+        word: what is said of a new word that is trained, in sentences.
         adapter: what is said of an adapter that is trained, in sentences.
         captions: the first ones, as they are trained.
         long_captions: with more than 75 tokens; None where the model does not count them.
@@ -84,6 +86,7 @@ class Preflight:
     sizes: tuple[tuple[int, int, int], ...] = ()
     framed: tuple[Framed, ...] = ()
     memory: dict[str, int] | None = None
+    word: tuple[str, ...] = ()
     adapter: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
     long_captions: int | None = None
@@ -100,8 +103,9 @@ class Preflight:
             *self._picture_lines(),
             f"{self.steps} steps: every picture is seen about {self.epochs:.3g} times.",
             *([f"{self.unet_layers} layers of the UNet{texts}: {self.parameters:,} numbers are trained."] if self.unet_layers else []),
+            *self.word,
             *self.adapter,
-            f"The network file will have about {self.file_bytes / 1e6:.1f} MB.",
+            *([f"The network file will have about {self.file_bytes / 1e6:.1f} MB."] if self.parameters else []),
             *self._memory_lines(),
             *(f"A caption as it is trained: {shown(caption, 300)}" for caption in self.captions),
             *([f"{self.long_captions} captions have more than 75 tokens; they are encoded in parts of 75."] if self.long_captions else []),
@@ -151,21 +155,58 @@ def check_training(config: TrainConfig, backbone: Backbone, side: int | None = N
     steps = config.training.total_steps(draws, batch)
     adapter = count_adapter(config, backbone) if config.network.kind == "adapter" else 0
     parameters = adapter + sum(count_parameters(target, config.network) for target in targets.values())
+    word = make_word(config, backbone)
     unet = sum(component == "unet" for component, _ in targets)
     epochs = steps * batch * config.training.gradient_accumulation / draws
     framed = _framed(dataset.pictures)
-    memory = estimate_memory(config, backbone, targets, parameters, max((one.size for one in framed), key=math.prod)) if measure else None
+    word_numbers = 0 if word is None else sum(value.numel() for value in word.vectors.values())
+    memory = estimate_memory(config, backbone, targets, parameters + word_numbers, max((one.size for one in framed), key=math.prod)) if measure else None
     missing = missing_pictures(config) if config.data.has_prior else 0
     return Preflight(
         pictures=len(dataset.pictures), draws=draws, steps=steps, epochs=epochs, unet_layers=unet, text_encoder_layers=len(targets) - unet,
         parameters=parameters, file_bytes=parameters * _BYTES[config.output.dtype] + _HEADER_BYTES_A_LAYER * len(targets),
         words=tuple(_shared_words(picture.caption for picture in dataset.pictures)),
-        problems=(*dataset.problems, *_doubts(config, dataset, targets, epochs), *_doubts_of_size(config, side), *_doubts_of_buckets(config, framed)),
+        problems=(*dataset.problems, *_doubts_of_word(config, backbone), *_doubts(config, dataset, targets, epochs), *_doubts_of_size(config, side),
+                  *_doubts_of_buckets(config, framed)),
         kept_back=len(found.kept_back), class_pictures=len(dataset.prior) + (count_pictures(prior_folder(config)) if config.data.has_prior else 0),
         class_missing=missing, sizes=tuple((*size, count) for size, count in sorted(Counter(one.size for one in framed).items())), framed=framed,
+        word=() if word is None else tuple(_word_lines(config, word)),
         memory=None if memory is None else {**asdict(memory), "total": memory.total},
         adapter=_adapter_lines(config, adapter) if adapter else (), captions=_first_captions(config, dataset), long_captions=_count_long(backbone, dataset),
     )
+
+
+def _word_lines(config: TrainConfig, word: NewWord) -> list[str]:
+    settings, wide = config.embedding, " and ".join(f"{value.shape[1]}" for value in word.vectors.values())
+    start = "random numbers as the model's own words have them"
+    if settings.start_from is not None:
+        start = f"those of {shown(settings.start_from)}"
+    elif settings.init_text is not None:
+        start = f"those of the tokens of {shown(settings.init_text)}, spread over them"
+    rate = config.embedding_rate if settings.rates is None else settings.rates
+    lengths = {"off": "", "keep": "; their lengths stay as they are", "median": "; their lengths are drawn towards the median of the model's words"}
+    numbers = sum(value.numel() for value in word.vectors.values())
+    alone = config.network.kind == "embedding"
+    left = "; the model's own words, its text encoders and its UNet stay as they are" if alone else ", together with the network"
+    lines = [f"A new word {shown(word.text)} with {word.count} vector{'s' if word.count > 1 else ''} of {wide} numbers ({numbers:,}) is trained{left}.",
+             f"The vectors start from {start}; their learning rate is {rate}{lengths[settings.norm]}."]
+    apart = alone or settings.file == "two"
+    saved = f"It is saved as {shown(word.text)}.safetensors, and typed so in a prompt." if apart else "It is packed into the network's file."
+    return [*lines, saved]
+
+
+def _doubts_of_word(config: TrainConfig, backbone: Backbone) -> list[str]:
+    """In words, what of a new word or its captions may not be meant."""
+    doubts = []
+    if config.word is not None and config.embedding.init_text is not None and config.embedding.start_from is None:
+        tokens = min(len(rows) for rows in backbone.word_rows(config.embedding.init_text).values())  # type: ignore[attr-defined]
+        if tokens > config.embedding.vectors:
+            doubts.append(f"embedding.init_text = {shown(config.embedding.init_text)} has {tokens} tokens, the word {config.embedding.vectors} vectors: some "
+                          "tokens are left out; embedding.vectors may be larger.")
+    prior = config.data.prior_prompt
+    if config.data.trigger is not None and prior is not None and with_word(prior, config.data.trigger) == prior:
+        doubts.append(f"data.prior_prompt = {shown(prior)} has the word {shown(config.data.trigger)} in it: class pictures should show what is known already.")
+    return doubts
 
 
 def _adapter_lines(config: TrainConfig, parameters: int) -> tuple[str, ...]:

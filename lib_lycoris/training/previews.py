@@ -70,7 +70,7 @@ class Previews:
         """Makes and writes one picture; what failed, in words."""
         size = {} if self._guide is None else self._guide.size(number)
         try:
-            with _own_randomness(self._backbone.device), torch.no_grad(), around:
+            with own_randomness(self._backbone.device), torch.no_grad(), around:
                 picture = self._backbone.preview(self.prompts[number], self._seed, **size)
             self._write(Image.fromarray(np.asarray(picture, dtype=np.uint8)), name)
         except Exception as error:  # a host's sampler, a full disk, too little memory: the training is worth more than its preview
@@ -123,7 +123,7 @@ class Previews:
 
 
 @contextlib.contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
+def own_randomness(device: torch.device) -> Iterator[None]:
     """After it, Python's, numpy's and torch's own random numbers go on as if nothing had been drawn within."""
     before = random.getstate(), np.random.get_state()
     devices = [device] if device.type == "cuda" else []

@@ -15,6 +15,7 @@ from .config import DataSettings
 from .controls import is_control
 from .masks import is_mask
 from .pictures import NOT_READ, PICTURES
+from .templates import read_templates
 
 _REPEATS = re.compile(r"(\d+)_(.+)")
 _PRIOR = "reg"
@@ -51,6 +52,10 @@ class Subset:
     listed: tuple[tuple[Path, tuple[str, ...]], ...] | None = None
     control_suffix: str = ".cond"
 
+    def __post_init__(self) -> None:
+        if self.prior:  # class pictures show what is known already, not the new thing
+            object.__setattr__(self, "words", replace(self.words, trigger=None, templates=()))
+
     def pictures(self) -> list[Path]:
         """The picture files, by name.
 
@@ -79,9 +84,13 @@ class Subset:
 
 
 def make_words(settings: DataSettings) -> Words:
-    """How [data] wants captions made; the dropout of whole captions is the trainer's."""
+    """How [data] wants captions made; the dropout of whole captions is the trainer's.
+
+    Raises:
+        DatasetError: the file of templates can't be used.
+    """
     return Words(template=settings.caption_template, lines=settings.captions, shuffle=settings.shuffle_tags, keep=settings.keep_tags,
-                 tag_dropout=settings.tag_dropout)
+                 tag_dropout=settings.tag_dropout, trigger=settings.trigger, templates=() if settings.templates is None else read_templates(settings.templates))
 
 
 def make_subset(folder: Path, settings: DataSettings) -> Subset:
