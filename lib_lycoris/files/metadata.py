@@ -42,12 +42,6 @@ HELD = {
     "ss_training_finished_at": "end, in seconds since 1970",
     "ss_tag_frequency": "how often each caption word group was seen, as JSON",
     "ss_training_comment": "the user's own remark",
-    "lyco_adapter_layout": "adapters: whose UNet's sizes the maps have, sd or sdxl",
-    "lyco_adapter_preprocessor": "adapters: what the control pictures were made with",
-    "lyco_adapter_preprocessor_values": "adapters: its values where they were not its own",
-    "lyco_adapter_resolution": "adapters: shorter side of the control pictures, in pixels",
-    "lyco_adapter_downscale": "adapters: pixels for each cell of the first map",
-    "lyco_adapter_task": "adapters: what it goes by for the CoAdapter fuser",
     "modelspec.sai_model_spec": "version of the specification",
     "modelspec.architecture": "base model and kind",
     "modelspec.implementation": "whose naming the file has",
@@ -59,6 +53,15 @@ HELD = {
     "modelspec.hash_sha256": "sha256 of the tensors",
     "sshs_model_hash": "sha256 of the tensors",
     "sshs_legacy_hash": "the same idea, as older tools look it up",
+}
+# What an adapter's file can hold besides.
+HELD_BY_ADAPTERS = {
+    "lyco_adapter_layout": "adapters: whose UNet's sizes the maps have, sd or sdxl",
+    "lyco_adapter_preprocessor": "adapters: what the control pictures were made with",
+    "lyco_adapter_preprocessor_values": "adapters: its values where they were not its own",
+    "lyco_adapter_resolution": "adapters: shorter side of the control pictures, in pixels",
+    "lyco_adapter_downscale": "adapters: pixels for each cell of the first map",
+    "lyco_adapter_task": "adapters: what it goes by for the CoAdapter fuser",
 }
 # What a loader can't do without; kohya's tools keep the same set under "no_metadata".
 MINIMUM = ("ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lib_lycoris.errors import ConfigError
 from lib_lycoris.files.adapters import read_adapter_facts
-from lib_lycoris.files.metadata import HELD
+from lib_lycoris.files.metadata import HELD, HELD_BY_ADAPTERS
 from lib_lycoris.files.safetensors import read_metadata, read_tensors
 from lib_lycoris.library.adapters import open_adapter
 from lib_lycoris.patching.features import FeatureSession
@@ -251,7 +251,7 @@ def test_the_file_is_tencents_and_says_what_its_tensors_leave_open(tmp_path):
     assert (facts.preprocessor, facts.resolution) == ("canny", 64) and metadata["lyco_adapter_preprocessor_values"] == "low=50, high=99"
     assert metadata["modelspec.architecture"] == "stable-diffusion-v1/t2i-adapter" and metadata["ss_steps"] == "2" and "ss_network_module" not in metadata
     assert {name.split(".")[0] for name in tensors} == {"conv_in", "body"} and "body.2.in_conv.weight" in tensors
-    assert {value.dtype for value in tensors.values()} == {torch.float16} and set(metadata) <= set(HELD)
+    assert {value.dtype for value in tensors.values()} == {torch.float16} and set(metadata) <= {*HELD, *HELD_BY_ADAPTERS}
     assert not any(str(tmp_path) in value for value in metadata.values())
     minimal = train(made(tmp_path, output__metadata="minimal", output__name="small", training__steps=1), GuidedBackbone())
     assert not any(key.startswith("ss_s") for key in read_metadata(minimal.path)) and read_adapter_facts(minimal.path).base_model == "sd_v1"
