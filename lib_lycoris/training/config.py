@@ -140,8 +140,8 @@ class DataSettings(Section):
     )
     mask_floor: float = setting(0.0, "The weight of what is masked out entirely.", minimum=0, maximum=1)
     trigger: str | None = setting(
-        None, "A word put in front of every caption that lacks it: DreamBooth's way, in which the network learns what a rare word that the model already has, "
-        "such as sks, is to mean."
+        None, "A word put in front of all captions, unless some name it already: DreamBooth's way, in which the network learns what a rare word that the "
+        "model already has, such as sks, is to mean."
     )
     templates: str | None = setting(
         None, 'Captions made from a list of templates, another one in each draw: "subject" or "style", for the word alone; "subject_filewords" or '
