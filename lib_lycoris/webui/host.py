@@ -219,6 +219,11 @@ def feature_channels(model: Any) -> tuple[int, ...] | None:
         return None
 
 
+def embedding_folder() -> Path:
+    """The folder in which the host looks for embeddings."""
+    return Path(shared.cmd_opts.embeddings_dir)
+
+
 def serves_api() -> bool:
     """Whether the host was started with its API."""
     return bool(getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False))

@@ -12,6 +12,7 @@ from lib_lycoris.library.catalogue import Catalogue
 from lib_lycoris.library.facts import FactsCache
 from lib_lycoris.library.shelf import Shelf
 from lib_lycoris.tools.inspect import inspect
+from lib_lycoris.tools.library import Library
 
 from . import settings
 from .adapters import Adapters
@@ -38,6 +39,7 @@ class Pages:
     def __init__(self, applier: Applier, adapters: Adapters, component: Callable[..., Any], draw: Any) -> None:
         self._applier, self._adapters, self._draw = applier, adapters, draw
         self.shelf = Shelf(lambda: applier.catalogue, settings.network_folders, FactsCache(_recall), inspect=lambda path: inspect(path).as_json())
+        self.library = Library({"networks": self.shelf})
         self.paste = Paste(self.shelf)
         settings.register(component)
 
