@@ -23,6 +23,12 @@ def poll(blocks: gr.Blocks, look: Callable[..., Any], inputs: Sequence[Any], out
         blocks.load(look, list(inputs), list(outputs), every=seconds, show_progress=False, api_name=False)
 
 
+def plain_image() -> dict[str, Any]:
+    """The arguments that leave an image with no button but the one that shows it whole."""
+    known = inspect.signature(gr.Image.__init__).parameters
+    return {"buttons": ["fullscreen"]} if "buttons" in known else {"show_share_button": False, "show_download_button": False}
+
+
 def without_sharing() -> dict[str, Any]:
     """The argument that leaves a gallery without the button that would send a picture to somebody's server."""
     return {"buttons": ["download", "fullscreen"]} if "buttons" in inspect.signature(gr.Gallery.__init__).parameters else {"show_share_button": False}

@@ -14,6 +14,7 @@ _FAR = 100_000
 _EXACT = 2**53
 """The largest whole number that a browser's number box keeps as it is."""
 
+_LEFT_OUT = "left out"
 _PLACEHOLDERS = {"training.steps": str(DEFAULT_STEPS)}
 
 _LABELS = {
@@ -32,6 +33,19 @@ _LABELS = {
     "generate.negative": "Negative prompt",
     "generate.cfg": "CFG scale",
     "generate.batch": "Pictures",
+    "compare.other": "Compare with",
+    "remark.sd_version": "For base model",
+    "remark.negative_text": "Negative text",
+    "rename.new": "New name",
+    "convert.to": "Form",
+    "convert.out": "Name of the converted file",
+    "resize.rank": "Largest rank",
+    "resize.dtype": "Numbers stored as",
+    "resize.out": "Name of the smaller file",
+    "merge.parts": "Networks and strengths, one a line",
+    "merge.rank": "Largest rank of the sum",
+    "merge.dtype": "Numbers of the sum stored as",
+    "merge.out": "Name of the merged file",
 }
 
 
@@ -145,13 +159,14 @@ def _component(setting: Setting, value: Any, choices: Sequence[str] | None) -> A
     if setting.kind == "list of texts" and choices:
         return gr.CheckboxGroup(choices=list(choices), value=list(value or ()), **about)
     if choices:
-        return gr.Dropdown(choices=list(choices), value=value, **about)
+        left_out = [(_LEFT_OUT, "")] if setting.optional else []
+        return gr.Dropdown(choices=[*left_out, *choices], value="" if value is None else value, **about)
     if setting.kind == "list of texts":
         return gr.Textbox(value="\n".join(value or ()), lines=2, **about)
     if setting.kind == "yes or no":
         return gr.Checkbox(value=value, **about)
     if _is_typed(setting):
-        return gr.Textbox(value="" if value is None else str(value), placeholder=_PLACEHOLDERS.get(setting.key, "left out"), max_lines=1, **about)
+        return gr.Textbox(value="" if value is None else str(value), placeholder=_PLACEHOLDERS.get(setting.key, _LEFT_OUT), max_lines=1, **about)
     if setting.kind in _NUMBERS:
         return gr.Number(value=value, precision=0 if setting.kind == "whole number" else None, **about)
     return gr.Textbox(value=value or "", **about)

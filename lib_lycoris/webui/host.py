@@ -176,6 +176,11 @@ def network_folders() -> list[Path]:
     return [Path(folder) for folder in dict.fromkeys((str(lyco or models / "LyCORIS"), str(lora or models / "Lora")))]
 
 
+def embedding_folder() -> Path:
+    """The folder in which the host looks for embeddings."""
+    return Path(shared.cmd_opts.embeddings_dir)
+
+
 def serves_api() -> bool:
     """Whether the host was started with its API."""
     return bool(getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False))
