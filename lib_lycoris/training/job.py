@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import BusyError, LycoError
@@ -260,7 +261,7 @@ class TrainJob:
                 self._change(phase="stopped", doing="", seconds_left=None, log=self._log_with(f"Stopped: {kept}"))
                 return
             self._change(phase="stopped" if result.stopped else "done", doing="", seconds_left=None, path=str(result.path),
-                         tag=f"<lyco:{result.path.stem}:1>", log=self._log_with(f"Saved {result.path} after {result.steps} steps"))
+                         tag=_tag(self._config, result.path), log=self._log_with(f"Saved {result.path} after {result.steps} steps"))
 
     def _fail(self, line: str) -> None:
         with self._guard:
@@ -309,6 +310,14 @@ class _JobPause:
         with self._changed:
             self._changed.wait_for(lambda: self._ended or not self._asked)
             return not self._ended
+
+
+def _tag(config: TrainConfig | None, path: Path) -> str:
+    """What is typed to use the file: an embedding's own name, or a network's tag, with the word behind it that was trained with the network."""
+    if config is not None and config.network.kind == "embedding":
+        return path.stem
+    word = None if config is None else config.word
+    return f"<lyco:{path.stem}:1>" + (f" {word}" if word else "")
 
 
 def _finite(value: float | None) -> float | None:
