@@ -1,4 +1,4 @@
-"""The library's actions: each by its record, long ones in the background, nothing outside of the folders; page, routes, command line and README have the same."""
+"""The library's actions: each by its record, long ones in the background, nothing outside of the folders; command line and README have the same."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ def test_layers_of_unlike_shapes_have_nothing_in_common(nets):
 
 
 @pytest.mark.parametrize(("action", "values", "name"), [
-    ("convert", {"name": "cat", "to": "diffusers"}, "cat-diffusers.safetensors"), ("convert", {"name": "cat", "to": "locon", "out": "mine"}, "mine.safetensors"),
+    ("convert", {"name": "cat", "to": "diffusers"}, "cat-diffusers.safetensors"),
+    ("convert", {"name": "cat", "to": "locon", "out": "mine"}, "mine.safetensors"),
     ("resize", {"name": "cat", "rank": 2}, "cat-2.safetensors"), ("resize", {"name": "cat"}, "cat-0.99.safetensors"),
     ("merge", {"parts": ["cat:0.5", "dog:-1"], "out": "both"}, "both.safetensors"), ("merge", {"parts": ["cat"]}, "merged-cat.safetensors"),
 ])
@@ -130,7 +131,8 @@ def test_the_merged_file_does_what_both_do(nets, library):
 @pytest.mark.parametrize("out", ["../outside", "/tmp/outside", "a/b", "..", ".hidden", "a\\b", "x\0"])
 def test_no_new_file_gets_out_of_the_folder(nets, library, out):
     before = sorted(map(str, nets.parent.rglob("*")))
-    for action, values in (("convert", {"name": "cat", "to": "kohya"}), ("resize", {"name": "cat"}), ("merge", {"parts": ["cat"]}), ("rename", {"name": "cat"})):
+    asked = (("convert", {"name": "cat", "to": "kohya"}), ("resize", {"name": "cat"}), ("merge", {"parts": ["cat"]}), ("rename", {"name": "cat"}))
+    for action, values in asked:
         with pytest.raises(ConfigError):
             library.run(action, {**values, ("new" if action == "rename" else "out"): out})
     assert sorted(map(str, nets.parent.rglob("*"))) == before
@@ -172,7 +174,8 @@ def test_bad_values_are_told_at_once(library, action, values, word):
 
 
 def test_remarks_preview_trash_and_back(nets, library):
-    assert library.run("remark", {"name": "cat", "activation_text": "zorb", "preferred_weight": 0.5})["remarks"] == {"activation text": "zorb", "preferred weight": 0.5}
+    remarked = library.run("remark", {"name": "cat", "activation_text": "zorb", "preferred_weight": 0.5})
+    assert remarked["remarks"] == {"activation text": "zorb", "preferred weight": 0.5}
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG")
     library.run("preview", {"name": "cat", "image": base64.b64encode(file.getvalue()).decode()})
