@@ -110,7 +110,7 @@ def test_a_word_that_cannot_be_trained_is_told_in_one_line(architectures, folder
 
     save_file({"clip_l": torch.zeros(1, 768) + 0.1, "clip_g": torch.zeros(1, 1280) + 0.1}, str(other))
     for settings, words in (({"word": "circle"}, "one of the model's own words"), ({"start_from": str(other)}, "another base model")):
-        webui.ask(ROUTE, word_config(folder, "bad", embedding=settings))
+        webui.ask(ROUTE, word_config(folder, "bad-one", embedding=settings))
         while (state := webui.ask(ROUTE))["phase"] not in ("failed", "done"):
             time.sleep(0.02)
         assert state["phase"] == "failed" and words in state["error"] and "\n" not in state["error"], state
