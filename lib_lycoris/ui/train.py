@@ -19,6 +19,7 @@ FIRST = (("data.folders",), ("output.name", "network.kind"), ("network.rank", "t
 REST = {
     "data": "More about the pictures",
     "network": "More about the network",
+    "embedding": "A new word (textual inversion; beside a network: pivotal tuning)",
     "training": "More about the training",
     "validation": "Validation: is it learning or memorising?",
     "output": "More about the result",
