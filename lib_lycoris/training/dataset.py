@@ -27,6 +27,7 @@ class Picture:
         size: (width, height) in pixels, after EXIF's turn.
         content: the hash of its bytes.
         mask: the file of its mask, where masks are files.
+        control: the file of its control picture, where an adapter is trained and control pictures are files.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Picture:
     size: tuple[int, int]
     content: str
     mask: Path | None = None
+    control: Path | None = None
 
     @property
     def repeats(self) -> int:

@@ -15,7 +15,7 @@ from .checkpoint import State, States, new_session
 from .config import TrainConfig
 from .embedding_export import write_trained, write_word_picture
 from .export import About
-from .previews import Previews
+from .previews import Guide, Previews
 from .progress import SmoothedLoss, StepReport
 from .rank_plot import write_rank_plot
 from .resuming import checkpoint_mark
@@ -44,12 +44,12 @@ class Run:
 
     def __init__(
         self, config: TrainConfig, backbone: Backbone, trainer: Trainer, states: States, about: About, state: State | None, validation: Validation | None,
-        watch: Watch | None = None,
+        watch: Watch | None = None, guide: Guide | None = None,
     ):
         self._config, self._backbone, self._trainer, self._states, self._about, self._validation = config, backbone, trainer, states, about, validation
         self._watch, self._processes = watch or Watch(), trainer.processes
         self._folder, self._steps = states.folder.parent, about.planned
-        self._previews = Previews(self._folder, config.output, backbone)
+        self._previews = Previews(self._folder, config.output, backbone, guide)
         self._session = new_session() if state is None else state.session
         self.step = 0 if state is None else state.step
         numbers = {} if state is None else state.numbers
@@ -186,7 +186,7 @@ class Run:
         network = self._is_due(output.network_every, output.network_epochs)
         if network and self.step < self._steps:
             self._export()
-        if output.preview_prompts and (network or self._is_due(output.preview_every)):
+        if self._previews.prompts and (network or self._is_due(output.preview_every)):
             self._watch.phase("drawing previews")
             with self._trainer.used():
                 problems = self._previews.make(self.step)

@@ -20,6 +20,7 @@ REST = {
     "data": "More about the pictures",
     "network": "More about the network",
     "embedding": "A new word (textual inversion; beside a network: pivotal tuning)",
+    "adapter": "Adapters: which one, and what its control pictures are like",
     "training": "More about the training",
     "validation": "Validation: is it learning or memorising?",
     "output": "More about the result",
