@@ -6,7 +6,7 @@ import contextlib
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,20 +30,28 @@ class Previews:
         folder: of the output.
         settings: prompts and seed.
         backbone: makes the pictures, with whatever is attached to it.
+        captions: prompts where the settings have none.
     """
 
-    def __init__(self, folder: Path, settings: OutputSettings, backbone: Backbone):
+    def __init__(self, folder: Path, settings: OutputSettings, backbone: Backbone, captions: tuple[str, ...] = ()):
         self.folder = folder / f"{settings.name}-previews"
-        self._prompts, self._seed, self._backbone = settings.preview_prompts, settings.preview_seed, backbone
+        self._prompts, self._seed, self._backbone = settings.preview_prompts or captions, settings.preview_seed, backbone
 
-    def make(self, step: int) -> list[str]:
-        """Makes and writes the pictures of that step; what failed, in words. Nothing that fails here stops a training, and no random number is used up."""
+    def make(self, step: int, tell: Callable[[int, str, Path], None] = lambda step, prompt, path: None) -> list[str]:
+        """Makes and writes the pictures of that step; what failed, in words. Nothing that fails here stops a training, and no random number is used up.
+
+        Args:
+            step: steps done.
+            tell: told (step, prompt, path) of each that was written.
+        """
         problems = []
         for number, prompt in enumerate(self._prompts):
             try:
                 with _own_randomness(self._backbone.device), torch.no_grad():
                     picture = self._backbone.preview(prompt, self._seed)
-                self._write(Image.fromarray(np.asarray(picture, dtype=np.uint8)), f"step{step:08}-{number}.png")
+                name = f"step{step:08}-{number}.png"
+                self._write(Image.fromarray(np.asarray(picture, dtype=np.uint8)), name)
+                tell(step, prompt, self.folder / name)
             except Exception as error:  # a host's sampler, a full disk, too little memory: the training is worth more than its preview
                 problems.append(f"no preview of {shown(prompt, 40)} after step {step}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         return problems + self._write_grid()
