@@ -18,9 +18,10 @@ HOST_VERSION = "1.10.1"
 CUDA_INDEX = "https://download.pytorch.org/whl/cu130"  # PyTorch's own index, the CUDA that torch 2.13.0 is made with
 
 # What the extension imports in the WebUI, all of it brought by the WebUI itself.
-HOST_MODULES = ("torch", "safetensors", "numpy", "PIL", "tqdm", "gradio", "fastapi", "pydantic", "transformers")
+HOST_MODULES = ("torch", "safetensors", "numpy", "PIL", "cv2", "tqdm", "gradio", "fastapi", "pydantic", "transformers")
 # The rooms that live in the WebUI: their tests run with the WebUI's own pins too.
-HOST_ROOMS = ("functional", "prompt", "files", "networks", "library", "patching", "generation", "training", "laws", "ui", "api", "webui")
+HOST_ROOMS = ("functional", "prompt", "files", "networks", "library", "patching", "generation", "preprocess", "control", "training", "laws", "ui",
+              "api", "webui")
 
 USAGE = f"""usage: python3 install.py {{studio,demo,test}} [arguments that are passed on]
 

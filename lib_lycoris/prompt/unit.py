@@ -31,11 +31,12 @@ class Unit(Section):
     adapter: str = setting("", "Name of the adapter's file, as the list has it.")
     preprocessor: str = setting(AUTO, "What makes the control map out of the picture: a preprocessor's name, or auto for the one that belongs to the adapter.")
     processor_resolution: int | None = setting(
-        None, "Length of the shorter side, in pixels, at which the preprocessor works. Left out: what the adapter was trained with, else the picture's own.",
+        None, "Shorter side, in pixels, at which the preprocessor works. Left out: what the adapter was trained with, else that of the picture that is made.",
         minimum=64, maximum=4096)
     threshold_a: float | None = setting(None, "The preprocessor's first value. Left out: its own default.")
     threshold_b: float | None = setting(None, "The preprocessor's second value. Left out: its own default.")
     palette: str = setting("", "Colours for the preprocessor palette, as #rrggbb with a share behind a colon: #aa3300:2 #ffffff.")
+    keypoints: str = setting("", "OpenPose's JSON for the preprocessor skeleton; it is too long for an infotext.")
     weight: float = setting(1.0, "How strongly the adapter acts.", minimum=-4.0, maximum=4.0)
     level_weights: str = setting("", "A factor for each of the four sizes of features, the largest first: 1, 0.8, 0.6, 1. Left out: all 1.")
     start: float = setting(0.0, "Where in the sampling it begins to act: 0 is the first step.", minimum=0.0, maximum=1.0)
@@ -108,8 +109,8 @@ def unit_to_dict(unit: Unit) -> dict[str, Any]:
 
 
 _ALWAYS = ("adapter", "preprocessor", "weight")
-_NEVER = ("enabled", "strict", "save_map")
-"""What does not change the picture."""
+_NEVER = ("enabled", "strict", "save_map", "keypoints")
+"""What does not change the picture, or is, like pictures, too long."""
 
 
 def render_unit(unit: Unit) -> str:

@@ -33,6 +33,14 @@ class LaunchedProcesses:
         torch.distributed.all_reduce(tensor)  # a sum, that all get from one and the same place
         tensor.div_(self.count)
 
+    def copy_(self, tensor: Tensor, rank: int) -> None:
+        """Makes the tensor, wherever it is, what it is in the process `rank`, in place."""
+        if not tensor.numel():
+            return
+        there = tensor.to(self.device)
+        torch.distributed.broadcast(there, rank)
+        tensor.copy_(there)
+
     def any(self, flag: bool) -> bool:
         return bool(self._largest(int(flag)))
 

@@ -1,6 +1,7 @@
 """What a model made of pictures and captions, kept on the disk under names that say of what: another picture, crop or model has another name.
 
-A file is written whole or not at all, and checked when it is read, so that several trainings may share a folder, and a damaged file is only made anew.
+A file is in safetensors' format, with an ending that no list of networks looks for. It is written whole or not at all, and checked when it is read, so that
+several trainings may share a folder, and a damaged file is only made anew.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,7 @@ class DiskCache:
     def read(self, kind: str, key: str) -> tuple[dict[str, Tensor], Any] | None:
         """(tensors, note) that were written under that key; None where there are none, or damaged ones, which are removed."""
         path = self._path(kind, key)
-        if not path.is_file():
+        if not path.is_file() and not self._adopt(path):
             return None
         try:
             about = read_header(path).metadata
@@ -97,8 +99,16 @@ class DiskCache:
             except OSError as error:
                 self._give_up(error)
 
-    def _path(self, kind: str, key: str, ending: str = ".safetensors") -> Path:
+    def _path(self, kind: str, key: str, ending: str = ".cached") -> Path:
         return self.folder / kind / key[:2] / f"{key}{ending}"
+
+    def _adopt(self, path: Path) -> bool:
+        """Whether it is there under the ending that the first files had; then it is given today's."""
+        try:
+            os.replace(path.with_suffix(".safetensors"), path)
+        except OSError:
+            return False
+        return True
 
     def _give_up(self, error: Exception) -> None:
         self._writes = False

@@ -1,7 +1,8 @@
 """Resumable states of a training on disk: written whole or not at all, checksummed, the newest few kept.
 
-A state is a safetensors file NAME-states/step-00000200-SESSION.safetensors: the trained parameters, the optimiser's tensors, and in the metadata
-the rest as JSON. Everything random in a training follows from (seed, epoch, sample), so that the step is the whole state of its random numbers.
+A state is a file NAME-states/step-00000200-SESSION.state in safetensors' format: the trained parameters, the optimiser's tensors, and in the metadata
+the rest as JSON. Its ending is one that no list of networks looks for, where the output folder is one of networks. Everything random in a training
+follows from (seed, epoch, sample), so that the step is the whole state of its random numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..files.hashes import tensor_hash
 from ..files.safetensors import read_header, read_tensors, write_tensors
 
 _VERSION = 1
-_NAME = re.compile(r"step-(\d+)-([0-9a-f]+)\.safetensors")
+_NAME = re.compile(r"step-(\d+)-([0-9a-f]+)\.(?:state|safetensors)")  # the latter is how the first ones were called
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class States:
         Raises:
             TrainingError: the disk is full, the folder gone or not writable; what was there before stays.
         """
-        path = self.folder / f"step-{state.step:08}-{state.session}.safetensors"
+        path = self.folder / f"step-{state.step:08}-{state.session}.state"
         about = {
             "version": _VERSION, "step": state.step, "session": state.session, "config": state.config, "numbers": state.numbers,
             "checkpoint": state.checkpoint, "saved_at": time.time(),

@@ -21,6 +21,7 @@ from .dataset import Picture
 from .draws import make_generator
 from .masks import alpha_mask, read_mask, to_cells
 from .pictures import content_hash, open_image, orientation, read_bytes, to_pixels, to_rgb
+from .processes import Processes
 
 _KIND = "latents"
 _PROBE = 64
@@ -79,6 +80,22 @@ class Latents:
                 self._encode(picture, missing)
             if self._cache is not None:
                 self._cache.note(picture.content)
+
+    def share(self, pictures: Sequence[Picture], processes: Processes) -> None:
+        """Hands all of them to all processes, after each has encoded its share: the first of so many pictures as there are processes, the second, …"""
+        for number, picture in enumerate(pictures):
+            owner, keys = number % processes.count, [self._key(picture, variant) for variant in variants_of(picture)]
+            layers, packed = torch.zeros(2, dtype=torch.long), None
+            if owner == processes.rank:
+                held = [self._held[key] for key in keys]
+                packed = torch.stack([one.latents if one.mask is None else torch.cat([one.latents, one.mask]) for one in held])
+                layers = torch.tensor([len(held[0].latents), int(held[0].mask is not None)])
+            processes.copy_(layers, owner)
+            channels, masked = layers.tolist()
+            if packed is None:
+                packed = torch.empty(len(keys), channels + masked, picture.frame.size[1] // 8, picture.frame.size[0] // 8)
+            processes.copy_(packed, owner)
+            self._held.update({key: Encoded(one[:channels], one[channels:] if masked else None) for key, one in zip(keys, packed, strict=True)})
 
     def get(self, picture: Picture, variant: Variant) -> Encoded:
         """What `encode` made of that variant of the picture."""

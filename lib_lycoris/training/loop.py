@@ -6,7 +6,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from .frozen import frozen
 from .materials import Pictures, StoppedEarly, make_materials, read_pictures
 from .methods import make_method
 from .optimizers import odd_about_rates
-from .processes import Alone, Processes
+from .processes import Alone, Processes, together
 from .progress import StepReport
 from .rates import learning_targets
 from .result import TrainResult
@@ -80,7 +80,9 @@ def train(
     config = pictures.config
     folder = make_folder(config.output)
     states = States(folder, config.output.name, config.output.keep)
-    with held(states.folder, config.output.name) if processes.rank == 0 else nullcontext([]) as odd:
+    with ExitStack() as stack:
+        with together(processes):
+            odd = stack.enter_context(held(states.folder, config.output.name)) if processes.rank == 0 else []
         state, passed_over = read_state(states, resume, processes)
         problems = [*pictures.learned.problems, *odd, *passed_over, *odd_about_rates(config.training), *_odd_about_blocks(config, backbone)]
         problems += odd_about_resuming(config, backbone, state, states, resume, processes)

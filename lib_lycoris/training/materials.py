@@ -15,8 +15,8 @@ from .config import TrainConfig
 from .dataset import Dataset, Picture, read_dataset, read_prior
 from .latents import Latents
 from .material import Material, Part
-from .prior import make_missing, prior_folder
-from .processes import Alone, Processes
+from .prior import make_pictures, missing_seeds, odd_about_prior, prior_folder
+from .processes import Alone, Processes, together
 from .samples import Samples
 from .validation import keep_back
 from .watch import Watch
@@ -100,7 +100,7 @@ def make_materials(
     """All that is learned from, encoded by the model; class pictures that are missing are made by it first. No network may be attached yet.
 
     Args:
-        processes: each encodes its share where they have a disk cache in common, otherwise all encode all.
+        processes: each makes and encodes its share of the pictures; captions, which are little work, all encode.
         text_encoder: whether one is trained, so that captions can't be encoded beforehand.
 
     Raises:
@@ -130,10 +130,11 @@ def _prior_pictures(pictures: Pictures, backbone: Backbone, watch: Watch, proces
     config = pictures.config
     if not config.data.has_prior:
         return pictures.learned.prior, []
-    problems = []
-    if processes.rank == 0:
-        problems += make_missing(config, backbone, lambda done, total: watch.phase("making class pictures", done, total), watch.stops)
-    processes.wait()
+    problems, seeds = odd_about_prior(config), missing_seeds(config)
+    processes.agree(len(seeds), "number of class pictures that are missing", f"put {prior_folder(config)} on a disk that all of them see")
+    with together(processes):
+        make_pictures(config, backbone, seeds[processes.rank :: processes.count], lambda done, total: watch.phase("making class pictures", done, total),
+                      watch.stops)
     _check_stop(watch, processes)
     known = (lambda content: False) if pictures.cache is None else pictures.cache.knows
     found, odd = read_prior(prior_folder(config), config.data, known)
@@ -150,10 +151,14 @@ def _encode(latents: Latents, pictures: Sequence[Picture], shared: bool, watch: 
             asked = time.monotonic()
             _check_stop(watch, processes)
 
-    if shared and processes.count > 1:
+    with together(processes):
         latents.encode(pictures[processes.rank :: processes.count], tell)
-        processes.wait()
-    latents.encode(pictures, tell)
+    if processes.count == 1:
+        return
+    if not shared:
+        latents.share(pictures, processes)
+    with together(processes):
+        latents.encode(pictures)  # reads what others have left on the disk, and makes what they could not leave there
 
 
 def _captions(pictures: Pictures, backbone: Backbone, fixed: Sequence[str], watch: Watch) -> CachedCaptions:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,26 @@ def missing_pictures(config: TrainConfig) -> int:
     return max(0, config.data.prior_pictures - count_pictures(prior_folder(config)))
 
 
+def missing_seeds(config: TrainConfig) -> list[int]:
+    """Of the class pictures that are to be made. Each has a seed of its own, which its name tells; one whose picture is there is not used again."""
+    return list(islice(_free_seeds(prior_folder(config), config.training.seed), missing_pictures(config)))
+
+
+def odd_about_prior(config: TrainConfig) -> list[str]:
+    """In words, what is odd about the class pictures that are there."""
+    return [] if config.data.prior_prompt is None else _of_another_prompt(prior_folder(config), config.data.prior_prompt)
+
+
 def count_pictures(folder: Path) -> int:
     """How many pictures are in the folder and in those in it."""
     return sum(1 for _ in _pictures(folder))
 
 
-def make_missing(
-    config: TrainConfig, backbone: Backbone, tell: Callable[[int, int], None] = lambda done, total: None, stops: Callable[[], bool] = lambda: False
-) -> list[str]:
-    """Makes the class pictures that are missing, each with its caption beside it; gives in words what is odd about those that were there.
-
-    Each has a seed of its own, which its name tells; a seed whose picture is there is not used again, so that a second run goes on with the rest.
+def make_pictures(
+    config: TrainConfig, backbone: Backbone, seeds: Sequence[int], tell: Callable[[int, int], None] = lambda done, total: None,
+    stops: Callable[[], bool] = lambda: False,
+) -> None:
+    """Makes the class pictures of these seeds, each with its caption beside it; those that a run has made are there for the next.
 
     Args:
         tell: told (done, all) before each.
@@ -61,18 +70,14 @@ def make_missing(
     Raises:
         TrainingError: a picture can't be written.
     """
-    folder, prompt, missing = prior_folder(config), config.data.prior_prompt, missing_pictures(config)
-    odd = _of_another_prompt(folder, prompt) if prompt is not None else []
-    seeds = _free_seeds(folder, config.training.seed)
-    for number in range(missing):
+    folder, prompt = prior_folder(config), config.data.prior_prompt
+    for number, seed in enumerate(seeds):
         if stops():
             break
-        tell(number, missing)
-        seed = next(seeds)
+        tell(number, len(seeds))
         with torch.no_grad():
             picture = backbone.preview(prompt, seed)
         _write(folder / f"class-{seed:010}.png", picture, prompt, seed)
-    return odd
 
 
 def _free_seeds(folder: Path, first: int) -> Iterator[int]:

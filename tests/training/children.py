@@ -14,9 +14,10 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from lib_lycoris.errors import LycoError
+from lib_lycoris.errors import LycoError, TrainingError
 from lib_lycoris.files import safetensors
 from lib_lycoris.training import checkpoint, loop
 from lib_lycoris.training.config import TrainConfig
@@ -77,18 +78,37 @@ def train_and_tell(values, told, resume, moment, number, delay):
         loop.train(TrainConfig.from_dict(values), FakeBackbone(), on_step, resume=resume)
 
 
+class Painter(FakeBackbone):
+    """Makes class pictures of one colour, by the seed, or fails at the first; counts what it is asked."""
+
+    def __init__(self, fails=False):
+        super().__init__()
+        self.painted, self.encoded, self.fails = [], 0, fails
+
+    def preview(self, prompt, seed, **settings):
+        if self.fails:
+            raise TrainingError(f"no picture of {prompt} é comes out")
+        self.painted.append(seed)
+        return np.full((64, 64, 3), seed % 251, np.uint8)
+
+    def encode_pictures(self, pictures, generator=None):
+        self.encoded += 1
+        return super().encode_pictures(pictures, generator)
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
-def train_together(rank, count, port, values, folder, stop=None, resume=False, fail=False):
+def train_together(rank, count, port, values, folder, stop=None, resume=False, fail=False, unable=None):
     """Trains as one of several processes; writes (losses, ended early, error) and everything trained to folder/RANK.json and .safetensors.
 
     Args:
         stop: (rank, step): who asks for an end, and when.
         fail: lets the first process' saving fail.
+        unable: the rank of the process that can't make class pictures.
     """
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
@@ -114,15 +134,17 @@ def train_together(rank, count, port, values, folder, stop=None, resume=False, f
     if fail:
         checkpoint.write_tensors = write
     result = error = None
+    backbone = Painter(unable == rank)
     with launched_processes() as (processes, _):
         try:
-            result = loop.train(TrainConfig.from_dict(values), FakeBackbone(), None, lambda: stop is not None and stop == (rank, len(steps)), resume, processes)
+            result = loop.train(TrainConfig.from_dict(values), backbone, None, lambda: stop is not None and stop == (rank, len(steps)), resume, processes)
         except LycoError as caught:
             error = str(caught)
-    tensors, _ = trainers[0].state()
+    tensors = trainers[0].state()[0] if trainers else {}
     safetensors.write_tensors(Path(folder) / f"{rank}.safetensors", tensors)
     path = str(result.path) if result and result.path else None
-    told = {"losses": losses, "steps": steps, "error": error, "stopped": result and result.stopped, "path": path}
+    told = {"losses": losses, "steps": steps, "error": error, "stopped": result and result.stopped, "path": path,
+            "painted": backbone.painted, "encoded": backbone.encoded}
     (Path(folder) / f"{rank}.json").write_text(json.dumps(told), encoding="utf-8")
 
 

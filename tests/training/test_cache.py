@@ -62,7 +62,7 @@ def test_a_changed_picture_another_size_or_another_autoencoder_is_encoded_anew(t
 def test_a_damaged_file_is_made_anew_and_told(tmp_path, damage):
     folder = make_pictures(tmp_path / "data", 2)
     _, first = encode(folder, DiskCache(tmp_path / "cache"))
-    path = sorted((tmp_path / "cache" / "latents").rglob("*.safetensors"))[0]
+    path = sorted((tmp_path / "cache" / "latents").rglob("*.cached"))[0]
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes({"truncated": data[:-8], "flipped": data, "empty": b"", "foreign": b"x" * 500}[damage])
@@ -95,7 +95,7 @@ def test_two_at_once_share_a_cache(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert failed == [] and cache.problems == [] and [path.name for path in tmp_path.rglob("*") if path.is_file()] == [f"{key}.safetensors"]
+    assert failed == [] and cache.problems == [] and [path.name for path in tmp_path.rglob("*") if path.is_file()] == [f"{key}.cached"]
 
 
 class Sdxl(FakeBackbone):
@@ -142,3 +142,13 @@ def test_ever_new_captions_do_not_fill_the_memory():
     assert len(backbone.captions) == 20
     captions.encode(["caption 0"])
     assert len(backbone.captions) == 21 and len(captions._known) <= 5
+
+
+def test_files_with_the_first_ending_are_still_used_and_get_todays(tmp_path):
+    folder, cache = make_pictures(tmp_path / "data", 2), DiskCache(tmp_path / "cache")
+    _, first = encode(folder, cache)
+    for path in sorted((tmp_path / "cache" / "latents").rglob("*.cached")):
+        path.rename(path.with_suffix(".safetensors"))
+    count, second = encode(folder, cache)
+    assert count == 0 and len(list((tmp_path / "cache").rglob("*.cached"))) == 2 and not list(tmp_path.rglob("*.safetensors"))
+    assert_equal(first, second)

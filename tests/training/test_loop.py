@@ -11,6 +11,7 @@ import torch
 
 from lib_lycoris.errors import ConfigError, DatasetError, LycoError, TrainingError
 from lib_lycoris.files.safetensors import read_header, read_tensors
+from lib_lycoris.library.catalogue import EXTENSIONS
 from lib_lycoris.library.load import open_network
 from lib_lycoris.patching.targets import find_targets
 from lib_lycoris.training import checkpoint, export
@@ -161,6 +162,22 @@ def test_states_are_kept_in_a_rolling_set_without_leftovers(config):
     assert "an earlier training net" in result.problems[0]
     later = {path.name for path in folder.iterdir() if path.name != ".lock"}
     assert len(later) == 2 and not later & set(names)
+
+
+def test_states_with_the_first_ending_are_still_gone_on_from(tmp_path):
+    whole, _ = losses_of(make_config(tmp_path / "whole"))
+    config = make_config(tmp_path / "parts")
+    first, stopped = losses_of(config, should_stop=iter([False] * 5 + [True]).__next__)
+    stopped.state.rename(stopped.state.with_suffix(".safetensors"))
+    rest, result = losses_of(config, resume=True)
+    assert first + rest == whole and result.state.suffix == ".state"
+
+
+def test_in_a_folder_of_networks_only_networks_look_like_one(tmp_path):
+    config = make_config(tmp_path, data__cache="disk", output__save_every=5)
+    result = train(config, FakeBackbone())
+    assert result.state.is_file() and list(Path(config.output.folder).rglob("*.cached"))
+    assert [path for path in Path(config.output.folder).rglob("*") if path.suffix in EXTENSIONS] == [result.path]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])

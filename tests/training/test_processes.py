@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lib_lycoris.errors import TrainingError
 from lib_lycoris.files.safetensors import read_tensors
+from lib_lycoris.training.folder import held, make_folder
+from lib_lycoris.training.loop import train
 from lib_lycoris.training.processes import Alone, disagreement
 
 from .fake import make_pictures
@@ -63,6 +68,47 @@ def test_where_the_first_can_not_save_all_end(tmp_path):
 
     told = children.train_on(2, a_config(tmp_path, 2, output__save_every=3, training__epochs=12).to_dict(), tmp_path / "told", fail=True)
     assert "No space left on device" in told[0][0]["error"] and [one["steps"][-1] for one, _ in told] == [3, 3]
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_each_makes_and_encodes_its_share_of_the_pictures_and_all_have_them_as_one_process_would(tmp_path, cache):
+    pytest.importorskip("accelerate")
+    from . import children
+
+    options = {"data__prior_prompt": "a thing", "data__prior_pictures": 5, "data__flip": True, "data__masks": "alpha", "training__epochs": 2}
+    alone, expected, configs = children.Painter(), [], [a_config(tmp_path / "one", 4, **options), a_config(tmp_path / "two", 2, data__cache=cache, **options)]
+    for config in configs:
+        for number in range(7):  # every other one with a mask
+            pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3 + number % 2), np.uint8)
+            Image.fromarray(pixels).save(Path(config.data.folders[0]) / f"{number}.png")
+    train(configs[0], alone, on_step=lambda report: expected.append(report.loss))
+    told = [one for one, _ in children.train_on(2, configs[1].to_dict(), tmp_path / "told")]
+    assert [one["error"] for one in told] == [None, None]
+    assert sorted(told[0]["painted"] + told[1]["painted"]) == sorted(alone.painted) and [len(one["painted"]) for one in told] == [3, 2]
+    probes = 2 * (cache == "disk")  # one in each process tells which autoencoder it is
+    assert sum(one["encoded"] for one in told) == alone.encoded + probes and abs(told[0]["encoded"] - told[1]["encoded"]) <= 2
+    assert told[0]["losses"] == told[1]["losses"] == pytest.approx(expected, rel=2e-4)
+
+
+@pytest.mark.parametrize("unable", [0, 1])
+def test_where_one_can_not_make_its_class_pictures_all_end_with_its_words(tmp_path, unable):
+    pytest.importorskip("accelerate")
+    from . import children
+
+    config = a_config(tmp_path, 2, data__prior_prompt="a thing", data__prior_pictures=4)
+    told = children.train_on(2, config.to_dict(), tmp_path / "told", unable=unable)
+    own, other = told[unable][0]["error"], told[1 - unable][0]["error"]
+    assert own == "no picture of a thing é comes out" and other == f"process {unable} of 2: {own}"
+
+
+def test_where_the_first_finds_the_folder_taken_all_end(tmp_path):
+    pytest.importorskip("accelerate")
+    from . import children
+
+    config = a_config(tmp_path, 2)
+    with held(make_folder(config.output) / "net-states", "net"):
+        told = children.train_on(2, config.to_dict(), tmp_path / "told")
+    assert "is under way" in told[0][0]["error"] and told[1][0]["error"] == f"process 0 of 2: {told[0][0]['error']}"
 
 
 def test_one_process_agrees_with_itself_and_others_may_not():
