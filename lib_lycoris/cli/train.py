@@ -85,13 +85,13 @@ def read_config(path: str | None, changes: list[str]) -> Any:
     """
     from ..training.config import TrainConfig
 
-    config = TrainConfig() if path is None else TrainConfig.from_toml(path)
+    values = {}
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
             raise ConfigError(f"--set {change}: expected section.key=value, for example --set training.steps=500")
-        config = config.set(key.strip(), value.strip())
-    return config
+        values[key.strip()] = value.strip()
+    return (TrainConfig() if path is None else TrainConfig.from_toml(path)).change(values)
 
 
 def make_backbone(model: Any, config: Any) -> Any:

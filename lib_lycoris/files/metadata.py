@@ -67,7 +67,8 @@ _CROSS_ATTENTION = re.compile(r"attn2[._](?:processor[._])?to_[kv](?:_lora)?\.(?
 class TrainingFacts:
     """What a training run knows when it saves; what is None is left out of the file.
 
-    `rank` and `alpha` are "Dynamic" where layers have their own. `module` is kohya's name of who loads the file, `arguments` what that is to be told.
+    `rank` and `alpha` are "Dynamic" where layers have their own. `module` is kohya's name of who loads the file, `arguments` what that is to
+    be told; `form` is the specification's word for what the file is, "lora" or "textual-inversion".
     `checkpoint_name` may be a path: its folder is dropped. `tag_frequency` is {caption part: count}. Times are seconds since 1970.
     """
 
@@ -76,7 +77,7 @@ class TrainingFacts:
     prediction: str = "eps"
     rank: int | str | None = None
     alpha: float | str | None = None
-    module: str = "networks.lora"
+    module: str | None = "networks.lora"
     arguments: Mapping[str, object] = field(default_factory=dict)
     conv_rank: int | None = None
     conv_alpha: float | None = None
@@ -87,7 +88,7 @@ class TrainingFacts:
     batch_size: int | None = None
     steps: int | None = None
     planned_steps: int | None = None
-    learning_rate: float | None = None
+    learning_rate: float | str | None = None
     unet_learning_rate: float | None = None
     text_encoder_learning_rate: float | None = None
     optimizer: str | None = None
@@ -101,6 +102,7 @@ class TrainingFacts:
     trigger_words: Sequence[str] = ()
     tag_frequency: Mapping[str, int] = field(default_factory=dict)
     comment: str | None = None
+    form: str = "lora"
 
     def __post_init__(self) -> None:
         if not self.name or re.search(r"[/\\]", self.name):
@@ -187,7 +189,7 @@ def _modelspec_values(facts: TrainingFacts) -> dict[str, object]:
         architecture = "stable-diffusion-v2-768-v"
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.architecture": f"{architecture}/{facts.form}",
         "modelspec.implementation": "diffusers",
         "modelspec.title": facts.name,
         "modelspec.date": ended.strftime("%Y-%m-%dT%H:%M:%S") if ended else None,

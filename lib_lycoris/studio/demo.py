@@ -99,9 +99,7 @@ def run_demo(checkpoint: Path | str | None = None, images: Path | str | None = N
     if measured:
         say(f"{KNOWN_PICTURES} pictures of what the checkpoint knows, drawn by itself, keep it from forgetting")
         folders.append(_draw_known(model, out / "demo-pictures" / "known"))
-    config = demo_config(folders, out, model.side, steps or STEPS)
-    for key, value in (settings or {}).items():
-        config = config.set(key, value)
+    config = demo_config(folders, out, model.side, steps or STEPS).change(settings or {})
     dataset = read_dataset(config.data)
     say(f"{len(dataset.pictures)} pictures, the first: {dataset.pictures[0].caption!r}")
     study = _World(model, out) if measured else _OwnPictures(model, dataset, config, out)

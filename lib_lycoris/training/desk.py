@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..errors import ConfigError, shown
 from .command_line import to_command_line
 from .config import TrainConfig
 from .fence import Fence
-from .gallery import Shown, draw_picture, list_pictures
+from .gallery import Shown, draw_picture, list_pictures, small_jpeg
 from .kohya_settings import import_settings
 from .own_presets import PresetShelf
 from .presets import nested
@@ -29,10 +29,15 @@ class Desk:
         home: our own folder: datasets and presets are in it.
         fence: what may be read and written.
         settle: the config that a mapping means in this host, as `TrainConfig.from_dict` with the host's own defaults.
+        previews: gives the paths of the preview pictures that may be shown.
         sample: draws the sample pictures into a folder; None: there are none.
     """
 
-    def __init__(self, home: Path, fence: Fence, settle: Callable[[Mapping[str, Any]], TrainConfig], sample: Callable[[Path], object] | None = None) -> None:
+    def __init__(
+        self, home: Path, fence: Fence, settle: Callable[[Mapping[str, Any]], TrainConfig], previews: Callable[[], Iterable[str]] = tuple,
+        sample: Callable[[Path], object] | None = None,
+    ) -> None:
+        self._previews = previews
         self._datasets, self._fence, self._settle, self._sample = home / "datasets", fence, settle, sample
         self._presets = PresetShelf(home / "presets")
 
@@ -61,6 +66,16 @@ class Desk:
         if not isinstance(side, int) or not 16 <= side <= _LARGEST_SIDE:
             raise ConfigError(f"side = {shown(side)}: expected 16 to {_LARGEST_SIDE} pixels")
         return draw_picture(self._find(values, path), side)
+
+    def thumbnail(self, path: str, side: int = 256) -> bytes:
+        """A preview picture as a small JPEG.
+
+        Raises:
+            ConfigError: it is no preview of the newest training, or can't be read.
+        """
+        if path not in self._previews():
+            raise ConfigError(f"{shown(path)} is no preview picture of the newest training")
+        return small_jpeg(Path(path), side)
 
     def caption(self, values: Mapping[str, Any], path: str, text: str) -> dict[str, Any]:
         """Writes the caption of one of those pictures beside it; gives the picture as it is then.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -34,6 +34,8 @@ class About:
     started_at: float
     """Seconds since 1970."""
     validation_loss: float | None = None
+    packed: Mapping[str, Tensor] = field(default_factory=dict)
+    """What else a network's file holds, by key: a word that was trained with it."""
 
 
 def export_network(folder: Path, layers: Mapping[Key, Layer], config: TrainConfig, backbone: Backbone, about: About) -> Path:
@@ -43,13 +45,13 @@ def export_network(folder: Path, layers: Mapping[Key, Layer], config: TrainConfi
         TrainingError: the parameters are not finite in the file's dtype, or the file could not be written; an older one stays.
     """
     name = config.output.name if about.steps >= about.planned else f"{config.output.name}-step{about.steps:08}"
-    metadata = make_metadata(_facts(config, backbone, about, layers))
+    metadata = make_metadata(training_facts(config, backbone, about, layers))
     try:
         if config.output.form == "peft":
             write_peft(folder / name, layers, config.output.dtype, reduce_metadata(metadata) if config.output.metadata == "minimal" else metadata)
             return folder / name
         path = folder / f"{name}.safetensors"
-        tensors = network_tensors(layers, config.output.dtype, backbone.base_model)
+        tensors = network_tensors(layers, config.output.dtype, backbone.base_model) | dict(about.packed)
         if config.output.metadata == "minimal":
             metadata = reduce_metadata(metadata)
         else:
@@ -78,8 +80,10 @@ def network_tensors(layers: Mapping[Key, Layer], dtype: str, base_model: str = "
     return tensors
 
 
-def _facts(config: TrainConfig, backbone: Backbone, about: About, layers: Mapping[Key, Layer]) -> TrainingFacts:
+def training_facts(config: TrainConfig, backbone: Backbone, about: About, layers: Mapping[Key, Layer]) -> TrainingFacts:
+    """What a file says of the training that it is from."""
     network, training = config.network, config.training
+    words = [config.data.trigger, config.word, *(picture.concept for picture in about.dataset.pictures)]
     return TrainingFacts(
         name=config.output.name, base_model=backbone.base_model,
         prediction=config.model.resolve_prediction(backbone.prediction),
@@ -92,7 +96,7 @@ def _facts(config: TrainConfig, backbone: Backbone, about: About, layers: Mappin
         optimizer=training.optimizer, schedule=training.schedule, precision=training.precision, seed=training.seed,
         clip_skip=config.model.clip_skip, validation_loss=about.validation_loss,
         started=about.started_at, finished=time.time(),
-        trigger_words=tuple(dict.fromkeys(picture.concept for picture in about.dataset.pictures if picture.concept)),
+        trigger_words=tuple(dict.fromkeys(word for word in words if word)),
         tag_frequency=_tag_frequency(about.dataset),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,16 @@ def draw_picture(one: Shown, side: int) -> Image.Image:
     pen = ImageDraw.Draw(veil)
     pen.rectangle((left, top, right - 1, bottom - 1), fill=(0, 0, 0, 0), outline=_FRAME, width=max(1, side // 160))
     return Image.alpha_composite(small.convert("RGBA"), veil).convert("RGB")
+
+
+def small_jpeg(path: Path, side: int) -> bytes:
+    """The picture as a JPEG whose longer side has at most that many pixels.
+
+    Raises:
+        DatasetError: it can't be read.
+    """
+    image = to_rgb(open_image(path))
+    image.thumbnail((side, side), Image.Resampling.BILINEAR)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return file.getvalue()

@@ -35,7 +35,10 @@ def _takes(kind: str, setting: Setting) -> bool:
     """Whether a config of that kind may give this setting another value than its default."""
     if setting.key == "network.kind":
         return True
-    value = _other_value(setting)
+    return any(_accepts(kind, setting, value) for value in _other_values(setting))
+
+
+def _accepts(kind: str, setting: Setting, value: Any) -> bool:
     sections: dict[str, dict[str, Any]] = {"network": {"kind": kind}}
     if setting.section == _WORD["section"] and setting.name != _WORD["key"] and kind != setting.section:
         sections[_WORD["section"]] = {_WORD["key"]: _WORD["value"]}
@@ -47,16 +50,17 @@ def _takes(kind: str, setting: Setting) -> bool:
     return True
 
 
-def _other_value(setting: Setting) -> Any:
-    """A value that the setting takes, and not its default."""
+def _other_values(setting: Setting) -> list[Any]:
+    """Some values that the setting takes, and not its default."""
     if setting.choices:
         others = [choice for choice in setting.choices if choice != setting.default]
-        return others[:1] if setting.kind == "list of texts" else others[0]
+        return [[choice] for choice in others] if setting.kind == "list of texts" else others
     if setting.kind == "yes or no":
-        return not setting.default
+        return [not setting.default]
     if setting.kind in ("number", "whole number"):
         low = setting.minimum if setting.minimum is not None else 0
-        high = setting.maximum if setting.maximum is not None else low + 2
-        step = setting.multiple or (1 if setting.kind == "whole number" else min(1.0, (high - low) / 2))
-        return next(value for value in (low + step, low + 2 * step, low) if value != setting.default)
-    return ["zorb=1"] if setting.kind == "list of texts" else "zorb"
+        high = setting.maximum if setting.maximum is not None else low + 1000
+        step = setting.multiple or 1
+        every = [low + step, low + 64 * step] if setting.kind == "whole number" else [low + (high - low) / 4, low + (high - low) / 2]
+        return [value for value in every if value <= high and value != setting.default]
+    return [["zorb=1"]] if setting.kind == "list of texts" else ["zorb"]

@@ -196,7 +196,7 @@ class _Reading:
         """The values that our record takes; what it refuses becomes a note."""
         known = {setting.key: setting for setting in settings()}
         good: dict[str, Any] = {}
-        for key, value in self._values.items():
+        for key, value in sorted(self._values.items(), key=lambda item: item[0] not in _FIRST):  # what others are checked against comes first
             try:
                 good[key] = known[key].check(value)
                 TrainConfig.from_dict(_sections({**good}))
@@ -232,6 +232,7 @@ def _zero(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0
 
 
+_FIRST = ("network.kind", "data.resolution", "training.steps")
 _NOTHING: tuple[Any, ...] = (None, "", 0, 0.0, False, [], "0", "None", "none", "False", "false")
 _PLAIN = ("standard", "networks.lora", "standard networks.lora", "")
 _KINDS = (("loha", "loha"), ("lokr", "lokr"), ("ia3", "ia3"), ("native", "full"), ("algo=full", "full"), ("locon", "locon"), ("full", "full"))

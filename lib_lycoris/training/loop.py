@@ -24,6 +24,7 @@ from .folder import held, make_folder
 from .frozen import frozen
 from .materials import Pictures, StoppedEarly, make_materials, read_pictures
 from .methods import make_method
+from .new_word import make_word
 from .optimizers import odd_about_rates
 from .processes import Alone, Processes, together
 from .progress import StepReport
@@ -125,19 +126,21 @@ def _train(
         method = make_method(config.network, targets, steps, seed, backbone.device)
         if config.network.start_from is not None:
             start_from(config.network.start_from, method.layers)
-        try:
-            materials = make_materials(pictures, backbone, watch, processes, any(component != "unet" for component, _ in method.layers))
-        except StoppedEarly:
-            done = 0 if state is None else state.step
-            return _Stretch(STOPPED, None, state, done, float("nan"), [], ())
+        word = make_word(config, backbone)
         dropout = Dropout(config.network, seed, processes.rank, processes.count)
-        with method.attached(targets, dropout), _blocks(config, backbone):
-            trainer = Trainer(config, backbone, method, materials.learned, steps, materials.prior, processes, dropout, targets, materials.captions)
-            validation = None if materials.judged is None else trainer.validation(materials.judged)
-            about = About(dataset=pictures.learned, steps=0, planned=steps, started_at=started_at)
-            run = Run(config, backbone, trainer, states, about, state, validation, watch)
-            run.go()
-            path = run.finish()
+        with nullcontext() if word is None else word.put_on(backbone):
+            try:
+                materials = make_materials(pictures, backbone, watch, processes, any(component != "unet" for component, _ in method.layers), word)
+            except StoppedEarly:
+                done = 0 if state is None else state.step
+                return _Stretch(STOPPED, None, state, done, float("nan"), [], ())
+            with method.attached(targets, dropout), _blocks(config, backbone):
+                trainer = Trainer(config, backbone, method, materials.learned, steps, materials.prior, processes, dropout, targets, materials.captions, word)
+                validation = None if materials.judged is None else trainer.validation(materials.judged)
+                about = About(dataset=pictures.learned, steps=0, planned=steps, started_at=started_at)
+                run = Run(config, backbone, trainer, states, about, state, validation, watch)
+                run.go()
+                path = run.finish()
     return _Stretch(run.end, path, run.state, run.step, run.smoothed.value, [*materials.problems, *run.problems], tuple(run.validations), run.ranks)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from ..patching.session import attach
 from ..patching.targets import Target
 from .backbone import Backbone
+from .captions import with_word
 from .checkpointing import find_blocks
 from .conditioning import autocast
 from .config import TrainConfig
 from .frozen import frozen
 from .methods import create_layer
+from .new_word import make_word
 from .selection import Key
 
 _OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "lion": 4, "prodigy": 16, "schedule_free": 8}
@@ -64,8 +66,9 @@ def estimate_memory(config: TrainConfig, backbone: Backbone, targets: Mapping[Ke
         weights = {value.data_ptr(): value.numel() * value.element_size() for module in modules for value in (*module.parameters(), *module.buffers())}
         layers = {key: create_layer(target, config.network, config.training.seed).to(backbone.device) for key, target in targets.items()}
         blocks = find_blocks(modules) if config.training.gradient_checkpointing else []
-        with attach(targets, layers):
-            text = any(component != "unet" for component, _ in targets)
+        word = make_word(config, backbone)
+        with nullcontext() if word is None else word.put_on(backbone), attach(targets, layers):
+            text = word is not None or any(component != "unet" for component, _ in targets)
             small, large = (_kept(config, backbone, side, text, blocks, weights) for side in _SIDES)
     a_cell = (large - small) / (_SIDES[1] ** 2 - _SIDES[0] ** 2)
     rest = small - a_cell * _SIDES[0] ** 2
@@ -82,10 +85,10 @@ def _kept(config: TrainConfig, backbone: Backbone, side: int, text: bool, blocks
     with autocast(backbone.device, config.training.precision):
         if not text:
             with torch.no_grad():
-                conditioning = backbone.encode_captions([_CAPTION])
+                conditioning = backbone.encode_captions([with_word(_CAPTION, config.word)])
         with kept_bytes(blocks, weights) as count:
             if text:
-                conditioning = backbone.encode_captions([_CAPTION])
+                conditioning = backbone.encode_captions([with_word(_CAPTION, config.word)])
             backbone.predict(latents, t, conditioning, **framings)
         return count()
 

@@ -47,7 +47,7 @@ class Previews:
         problems = []
         for number, prompt in enumerate(self._prompts):
             try:
-                with _own_randomness(self._backbone.device), torch.no_grad():
+                with own_randomness(self._backbone.device), torch.no_grad():
                     picture = self._backbone.preview(prompt, self._seed)
                 name = f"step{step:08}-{number}.png"
                 self._write(Image.fromarray(np.asarray(picture, dtype=np.uint8)), name)
@@ -95,7 +95,7 @@ class Previews:
 
 
 @contextlib.contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
+def own_randomness(device: torch.device) -> Iterator[None]:
     """After it, Python's, numpy's and torch's own random numbers go on as if nothing had been drawn within."""
     before = random.getstate(), np.random.get_state()
     devices = [device] if device.type == "cuda" else []

@@ -13,6 +13,7 @@ from ..errors import TrainingError
 from .backbone import Backbone
 from .checkpoint import State, States, new_session
 from .config import TrainConfig
+from .embedding_export import write_trained, write_word_picture
 from .export import About
 from .previews import Previews
 from .progress import SmoothedLoss, StepReport
@@ -104,8 +105,11 @@ class Run:
         with self._trainer.used():
             judged = self.validations[-1][1] if self.validations else None
             about = replace(self._about, steps=self.step, validation_loss=judged)
-            path = self._trainer.method.write(self._folder, self._config, self._backbone, about)
+            path = write_trained(self._folder, self._trainer.method, self._trainer.word, self._config, self._backbone, about)
             self._draw_ranks(path)
+            if self._trainer.word is not None and self._config.embedding.picture and self.step == self._steps:
+                self._watch.phase("drawing previews")
+                self.problems += write_word_picture(self._folder, self._trainer.word, self._config, self._backbone, about)
             return path
 
     @property

@@ -14,6 +14,7 @@ from .captions import CAPTIONS, Words, name_as_text, read_text
 from .config import DataSettings
 from .masks import is_mask
 from .pictures import NOT_READ, PICTURES
+from .templates import read_templates
 
 _REPEATS = re.compile(r"(\d+)_(.+)")
 _PRIOR = "reg"
@@ -48,6 +49,10 @@ class Subset:
     masks: str = "none"
     listed: tuple[tuple[Path, tuple[str, ...]], ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.prior:  # class pictures show what is known already, not the new thing
+            object.__setattr__(self, "words", replace(self.words, trigger=None, templates=()))
+
     def pictures(self) -> list[Path]:
         """The picture files, by name.
 
@@ -76,9 +81,13 @@ class Subset:
 
 
 def make_words(settings: DataSettings) -> Words:
-    """How [data] wants captions made; the dropout of whole captions is the trainer's."""
+    """How [data] wants captions made; the dropout of whole captions is the trainer's.
+
+    Raises:
+        DatasetError: the file of templates can't be used.
+    """
     return Words(template=settings.caption_template, lines=settings.captions, shuffle=settings.shuffle_tags, keep=settings.keep_tags,
-                 tag_dropout=settings.tag_dropout)
+                 tag_dropout=settings.tag_dropout, trigger=settings.trigger, templates=() if settings.templates is None else read_templates(settings.templates))
 
 
 def make_subset(folder: Path, settings: DataSettings) -> Subset:

@@ -20,11 +20,14 @@ from .dropout import Dropout
 from .material import Material
 from .max_norm import limit_norms
 from .method import Method
+from .new_word import COMPONENT, NewWord
 from .objective import Objective, check_prediction
 from .optimizers import check_optimizer
 from .processes import Alone, Processes
+from .rates import Rate, word_rate
 from .schedules import rate_factor
 from .selection import Key
+from .step_list import parse_step_list
 from .stepper import NotFiniteError, Stepper
 from .validation import Validation
 
@@ -44,6 +47,8 @@ class Trainer:
         processes: who else trains the same; each takes its share of every batch.
         dropout: what the layers were wrapped with; None where the settings leave nothing away.
         targets: of the method's layers; needed for network.max_norm alone.
+        captions: what encodes captions.
+        word: a new word that is trained, put on the backbone; None where there is none.
 
     Attributes:
         parameters: by "component.layer.part".
@@ -54,10 +59,11 @@ class Trainer:
     def __init__(
         self, config: TrainConfig, backbone: Backbone, method: Method, material: Material, steps: int, prior: Material | None = None,
         processes: Processes | None = None, dropout: Dropout | None = None, targets: Mapping[Key, Target] | None = None, captions: Captions | None = None,
+        word: NewWord | None = None,
     ):
         check_settings(config, backbone)
         self._config, self._material, self._steps, self._prior = config, material, steps, prior
-        self.method = method
+        self.method, self.word = method, word
         self.processes = processes or Alone()
         self._dropout = dropout or Dropout(config.network, config.training.seed)
         self._targets = targets or {}
@@ -66,12 +72,16 @@ class Trainer:
         self._order = Order([material.bucket(sample) for sample in range(material.samples)], batch, seed)
         self._prior_order = None if prior is None else Order([prior.bucket(sample) for sample in range(prior.samples)], batch, seed + 1)
         trains_text = any(component != "unet" for component, _ in method.layers)
-        self._objective = Objective(config, backbone, captions or make_captions(backbone, trains_text), method.around)
+        self._objective = Objective(config, backbone, captions or make_captions(backbone, trains_text or word is not None), method.around)
         self.parameters = {
             f"{component}.{name}.{part}": value for (component, name), layer in method.layers.items() for part, value in layer.named_parameters()
             if value.requires_grad
         }
-        self._stepper = Stepper(self.parameters, config.training, self.processes, backbone.device)
+        own_rates = {}
+        if word is not None:
+            self.parameters |= word.parameters
+            own_rates[COMPONENT] = word_rate(config)
+        self._stepper = Stepper(self.parameters, config.training, self.processes, backbone.device, own_rates)
 
     def step(self, step: int) -> float:
         """The loss of that step (counted from 0), after which the parameters are one step further.
@@ -83,19 +93,23 @@ class Trainer:
         self._stepper.zero_gradients()
         losses = [self._one_part(step * parts + part, parts, step) for part in range(parts)]
         try:
-            moved = self._stepper.step(self._rate_factor(step), self.method.add_penalty)
+            moved = self._stepper.step(self._rate_factor(step), self.method.add_penalty, step)
         except NotFiniteError as error:
             raise NotFiniteError(f"step {step + 1}: {error}") from error
         if moved:
             if self._config.network.max_norm is not None:
                 limit_norms(self.method.layers, self._targets, self._config.network.max_norm)
             self.method.after_step(step + 1)
+            if self.word is not None:
+                self.word.after_step()
             self._stepper.follow()
         return sum(losses) / parts
 
     def learning_rate(self, step: int) -> float:
-        """The UNet's learning rate in that step."""
-        return self._config.training.learning_rate * self._rate_factor(step)
+        """The UNet's learning rate in that step; the word's, where that is trained alone."""
+        config = self._config
+        rate = word_rate(config) if config.network.kind == "embedding" else Rate(config.training.learning_rate)
+        return rate.at(step, self._rate_factor(step))
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -146,6 +160,9 @@ class Trainer:
 
     def _rate_factor(self, step: int) -> float:
         training = self._config.training
+        if training.schedule_steps is not None:
+            listed = parse_step_list("training.schedule_steps", training.schedule_steps).at(step)
+            return listed * rate_factor("constant", step, self._steps, training.warmup_steps)
         return rate_factor(training.schedule, step, self._steps, training.warmup_steps, training.restarts)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

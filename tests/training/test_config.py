@@ -18,7 +18,9 @@ SETTINGS = {item.key: item for item in settings()}
 
 def values_of(item):
     """A strategy for values that the setting takes."""
-    if item.key == "output.name":
+    if item.key in ("embedding.rates", "training.schedule_steps"):
+        plain = st.sampled_from(["1", "0.5:100, 1e-3:1000", "1:1,0"])
+    elif item.key in ("output.name", "embedding.word"):
         plain = st.builds("{}{}z".format, st.sampled_from("aZ0_ß"), st.text("abcXYZ019-_äß (1)", max_size=20))
     elif item.key in ("network.block_ranks", "training.block_learning_rates"):
         plain = st.lists(st.builds("{}={}".format, st.sampled_from(["mid_block", "*attn2*", "a=b"]), st.integers(1, 99)), max_size=3)
@@ -48,7 +50,7 @@ KNOWN_BY = {
 
 def made_to_fit(sections):
     """Sections that contradict nothing: of two that exclude each other the first stays, what a kind does not know is as it was."""
-    data, network, training, output = (dict(sections[name]) for name in ("data", "network", "training", "output"))
+    data, network, training, output, embedding = (dict(sections[name]) for name in ("data", "network", "training", "output", "embedding"))
     training["debiased"] = training["debiased"] and not training["min_snr_gamma"]
     training["ema"] = 0.0 if training["optimizer"] == "schedule_free" else training["ema"]
     network["rank_dropout"] = 0.0 if network["full_matrix"] else network["rank_dropout"]
@@ -58,6 +60,18 @@ def made_to_fit(sections):
     data["dataset"] = None if data["folders"] else data["dataset"]
     data["caption_template"] = "{caption}, {name}" if data["caption_template"] else None
     data["bucket_min"], data["bucket_max"] = None, None
+    training["schedule_steps"] = training["schedule_steps"] if training["schedule"] == "constant" else None
+    alone = network["kind"] == "embedding"
+    if alone:
+        layers = ("targets", "only", "exclude", "block_ranks", "start_from", "max_norm", "module_dropout")
+        network |= {name: SETTINGS[f"network.{name}"].default for name in layers}
+    if embedding["word"] is None and not alone:
+        embedding = {name: SETTINGS[f"embedding.{name}"].default for name in embedding}
+    data["trigger"] = data["trigger"] if embedding["word"] is None and not alone else None
+    data["templates"] = data["templates"] if data["caption_template"] is None and (embedding["word"] or data["trigger"] or alone) else None
+    embedding["start_from"] = embedding["start_from"] if embedding["init_text"] is None else None
+    embedding["learning_rate"] = embedding["learning_rate"] if embedding["rates"] is None else None
+    embedding["norm"] = "off" if training["optimizer"] == "schedule_free" else embedding["norm"]
     for name, kinds in KNOWN_BY.items():
         if network["kind"] not in kinds:
             network[name] = SETTINGS[f"network.{name}"].default
@@ -65,7 +79,9 @@ def made_to_fit(sections):
         network["init_rank"] = max(network["init_rank"], network["target_rank"] or network["rank"])
     if network["kind"] not in ("lora", "locon", "adalora", "loha") or (network["kind"] == "loha" and network["dora"]):
         output["form"] = "kohya"
-    return {**sections, "data": data, "network": network, "training": training, "output": output}
+    if embedding["word"] is not None:
+        embedding["file"] = "one" if output["form"] == "kohya" else "two"
+    return {**sections, "data": data, "network": network, "training": training, "output": output, "embedding": embedding}
 
 
 sections = st.fixed_dictionaries({
