@@ -14,8 +14,9 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from starlette.concurrency import run_in_threadpool
 
-from ..errors import BusyError, LycoError, UnknownNetworkError
+from ..errors import BusyError, LycoError, UnknownNetworkError, UnknownPresetError
 from ..training.config import Setting, json_schema
+from .desk import add_desk
 
 PREFIX = "/lycoris/v1"
 LARGEST_BODY = 1_000_000
@@ -43,6 +44,9 @@ class Callables:
         resume: goes on with the training that is paused (or was stopped, or failed), or takes a config and goes on from its newest saved state;
             gives the state.
         generate: takes settings of a picture, gives a mapping with pictures.
+        preview: asks the running training for preview pictures now, gives the state.
+        check: takes a training config, gives in words what would happen.
+        desk: what is around a training, as `training.desk.Desk`: pictures, captions, uploads, presets, settings in other forms.
         preprocess: takes a folder and an interrogator's name, writes captions for the pictures without one, gives which.
     """
 
@@ -57,6 +61,9 @@ class Callables:
     pause: Callable[[], Mapping[str, Any]] | None = None
     resume: Callable[[Mapping[str, Any] | None], Mapping[str, Any]] | None = None
     preprocess: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    preview: Callable[[], Mapping[str, Any]] | None = None
+    check: Callable[[Mapping[str, Any]], Sequence[str]] | None = None
+    desk: Any = None
 
 
 def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str], bool] | None = None, picture: Sequence[Setting] = ()) -> None:
@@ -69,7 +76,10 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
         picture: the record of a picture's settings, for the description of `generate`.
     """
 
-    def add(method: str, path: str, summary: str, work: Callable[..., Any] | None, body: Mapping[str, Any] | None = None, required: bool = True) -> None:
+    def add(
+        method: str, path: str, summary: str, work: Callable[..., Any] | None, body: Mapping[str, Any] | None = None, required: bool = True,
+        largest: int = LARGEST_BODY,
+    ) -> None:
         if work is None:
             return
         described: dict[str, Any] = {"responses": {"4XX": _ERROR}}
@@ -79,7 +89,7 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
         if named:
             described["parameters"] = [_NAME_DESCRIBED]
         app.add_api_route(
-            PREFIX + path, _endpoint(work, named, body is not None, required, authorise), methods=[method], summary=summary, tags=["lycoris"],
+            PREFIX + path, _endpoint(work, named, body is not None, required, authorise, largest), methods=[method], summary=summary, tags=["lycoris"],
             openapi_extra=described, response_class=JSONResponse, name=f"lycoris {method.lower()} {path.strip('/').replace(NAME, 'NAME')}",
         )
 
@@ -93,6 +103,11 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
     add("POST", "/train/pause", "Save the running training and free the model until it is resumed", callables.pause)
     add("POST", "/train/resume", "Go on with the paused (or stopped, or failed) training; with a config: from that training's newest saved state",
         callables.resume, json_schema(), required=False)
+    add("POST", "/train/preview", "Make preview pictures after the step that the running training is in", callables.preview)
+    add("POST", "/train/check", "In words, what a training would do; the body is its config",
+        None if callables.check is None else lambda config: {"lines": list(callables.check(config))}, json_schema())
+    if callables.desk is not None:
+        add_desk(add, callables.desk)
     add("POST", "/preprocess", "Write captions for a folder's pictures that have none", callables.preprocess, _PREPROCESS)
     add("POST", "/generate", "Generate pictures", callables.generate, _picture_schema(picture))
 
@@ -125,14 +140,14 @@ class BodyError(LycoError, ValueError):
 
 
 def _endpoint(
-    work: Callable[..., Any], takes_name: bool, takes_body: bool, needs_body: bool, authorise: Callable[[str, str], bool] | None
+    work: Callable[..., Any], takes_name: bool, takes_body: bool, needs_body: bool, authorise: Callable[[str, str], bool] | None, largest: int
 ) -> Callable[..., Any]:
     async def answer(request: Request) -> JSONResponse:
         try:
             _refuse_foreign_origin(request)
             arguments = [request.path_params["name"]] if takes_name else []
             if takes_body:
-                arguments.append(await _read_body(request, needs_body))
+                arguments.append(await _read_body(request, needs_body, largest))
             return JSONResponse(dict(await run_in_threadpool(work, *arguments)))
         except LycoError as error:
             return _error_response(error)
@@ -173,7 +188,7 @@ def _is_of(origin: str, host: str) -> bool:
         return False
 
 
-async def _read_body(request: Request, needed: bool) -> Mapping[str, Any] | None:
+async def _read_body(request: Request, needed: bool, largest: int) -> Mapping[str, Any] | None:
     """The posted JSON object; None for an empty body, where it may be left out.
 
     Raises:
@@ -182,8 +197,8 @@ async def _read_body(request: Request, needed: bool) -> Mapping[str, Any] | None
     text = b""
     async for piece in request.stream():
         text += piece
-        if len(text) > LARGEST_BODY:
-            raise BodyError(f"the request's body is larger than {LARGEST_BODY} bytes: post the settings alone")
+        if len(text) > largest:
+            raise BodyError(f"the request's body is larger than {largest} bytes: post the settings alone, or fewer files at once")
     if not needed and not text.strip():
         return None
     try:
@@ -204,7 +219,7 @@ def _error_response(error: LycoError) -> JSONResponse:
     return JSONResponse({"error": str(error)}, status_code=status, headers=headers)
 
 
-_STATUS = ((BusyError, 409), (UnknownNetworkError, 404))
+_STATUS = ((BusyError, 409), (UnknownNetworkError, 404), (UnknownPresetError, 404))
 _ERROR = {
     "description": "What was wrong, where, and what to do",
     "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}}},

@@ -182,6 +182,15 @@ class Desk:
         return {"toml": config.to_toml(), "command": to_command_line(config)}
 
 
+def desk_functions(desk: Desk) -> dict[str, Any]:
+    """What a page gets of a desk, by the names of `ui.train_page.TrainPage`."""
+    return {
+        "thumbnail": desk.thumbnail, "pictures": desk.pictures, "picture": desk.picture, "caption": desk.caption, "upload": desk.upload,
+        "sample": desk.sample if desk.has_sample else None, "presets": desk.presets, "save_preset": desk.save_preset, "delete_preset": desk.delete_preset,
+        "import_settings": desk.import_settings, "export": desk.export,
+    }
+
+
 def _own_settings(text: Any) -> dict[str, Any] | None:
     """The settings by key where the text is a config file of ours; None where it is none."""
     from .config import settings, toml_reader

@@ -247,7 +247,12 @@ class TrainJob:
                 self._change(phase="stopped", doing="", seconds_left=None, log=self._log_with(f"Stopped: {kept}"))
                 return
             self._change(phase="stopped" if result.stopped else "done", doing="", seconds_left=None, path=str(result.path),
-                         tag=f"<lyco:{result.path.stem}:1>", log=self._log_with(f"Saved {result.path} after {result.steps} steps"))
+                         tag=self._tag(result.path), log=self._log_with(f"Saved {result.path} after {result.steps} steps"))
+
+    def _tag(self, path: Path) -> str:
+        """What is written into a prompt to use that file: a word by its own name, everything else as a tag."""
+        word = self._config is not None and self._config.network.kind == "embedding"
+        return path.stem if word else f"<lyco:{path.stem}:1>"
 
     def _fail(self, line: str) -> None:
         with self._guard:

@@ -13,8 +13,11 @@ _RANKED = ("lora", "locon", "loha", "lokr", "adalora")
 _MEANT = {
     "network.rank": _RANKED, "network.alpha": _RANKED, "network.block_ranks": _RANKED, "network.conv_rank": ("locon", "loha", "lokr"),
     "network.conv_alpha": ("locon", "loha", "lokr"), "network.beta1": ("adalora",), "network.beta2": ("adalora",), "network.orthogonality": ("adalora",),
+    "network.text_encoder": (*_RANKED, "full", "norm", "ia3"),
 }
 """What a config may say of any kind, though only these do something with it."""
+_ALWAYS = ("network.kind", "data.templates")
+"""Fields that are there for every kind; the second needs a trigger word, whatever the kind."""
 _WORD = {"section": "embedding", "key": "word", "value": "zorb"}
 """A network may be trained together with a new word, whose settings then count."""
 
@@ -33,7 +36,7 @@ def unknown_settings() -> dict[str, tuple[str, ...]]:
 
 def _takes(kind: str, setting: Setting) -> bool:
     """Whether a config of that kind may give this setting another value than its default."""
-    if setting.key == "network.kind":
+    if setting.key in _ALWAYS:
         return True
     return any(_accepts(kind, setting, value) for value in _other_values(setting))
 

@@ -99,6 +99,14 @@ PRESETS: tuple[Preset, ...] = (
         **_SD1, **_OBJECT, "network.kind": "lokr", "network.rank": 8, "network.alpha": 8.0, "network.factor": 8, "training.learning_rate": 3e-4,
         "network.text_encoder": False,
     }),
+    Preset("embedding · SD 1.5 · 6 GB", "A new word for the prompt, a file of some kilobytes; changes nothing of the model itself.", SD1, 6, {
+        **_SD1, "network.kind": "embedding", "embedding.vectors": 4, "embedding.norm": "keep", "data.templates": "subject_filewords", "training.steps": 3000,
+        "training.learning_rate": 5e-3, "training.schedule": "cosine",
+    }),
+    Preset("embedding · SDXL · 12 GB", "A new word for the prompt of SDXL, with vectors for both text encoders.", SDXL, 12, {
+        **{key: value for key, value in _SDXL.items() if key != "network.text_encoder"}, "network.kind": "embedding", "embedding.vectors": 4,
+        "embedding.norm": "keep", "data.templates": "subject_filewords", "training.steps": 3000, "training.learning_rate": 5e-3, "training.schedule": "cosine",
+    }),
     Preset("character · SDXL · 12 GB", "A person, an animal or a figure on SDXL, Pony or Illustrious.", SDXL, 12, {
         **_SDXL, **_CHARACTER, "network.kind": "lora", "network.rank": 16, "network.alpha": 8.0, "training.learning_rate": 1e-4,
     }),

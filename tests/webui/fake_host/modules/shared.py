@@ -37,6 +37,7 @@ class State:
         raise NotImplementedError("ask the stand-in's reload_ui")
 
 
+data_path = None
 opts = Options()
 cmd_opts = SimpleNamespace(api_auth=None, lowvram=False, api=True, no_prompt_history=False)
 loaded_hypernetworks = []
