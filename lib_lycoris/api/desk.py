@@ -35,6 +35,7 @@ def add_desk(add: Callable[..., None], desk: Any) -> None:
     add("POST", "/train/export", "A config as a config file and as a command line", desk.export, config)
     add("POST", "/train/import", "Settings of kohya_ss (JSON), sd-scripts (TOML) or of a config file of ours, read as ours",
         lambda body: desk.import_settings(body.get("text")), _schema({"text": _TEXT}, "text"))
+    add("GET", "/train/config", "The config of the training that is under way, or was last", lambda: {"config": desk.config()})
     add("GET", "/presets", "The presets, the user's own last", lambda: {"presets": desk.presets()})
     add("POST", "/presets", "Save a config's way of training as an own preset", lambda body: desk.save_preset(body.get("name"), _part(body, "config")),
         _schema({"name": _TEXT, "config": config}, "name", "config"))

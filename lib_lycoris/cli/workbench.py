@@ -41,7 +41,7 @@ class Workbench:
     def __init__(self, checkpoint: str | None = None, folders: list[str] | None = None, outputs: Path = OUTPUTS) -> None:
         self.checkpoint, self.outputs = checkpoint, outputs
         self._folders = [Path(folder) for folder in folders or [str(outputs)]]
-        self._home = outputs / "lyco"
+        self._home = (outputs / "lyco").resolve()
         self._lock = threading.Lock()
         self._loaded = threading.Event()
         self._model: Any = None
@@ -53,7 +53,7 @@ class Workbench:
         self.job = TrainJob(self._train, self._lock, self._home / "training.json")
         self._paces = Paces(self._home / "paces.json")
         self._fence = Fence(lambda: [self.outputs, *self._folders])
-        self.desk = Desk(self._home, self._fence, TrainConfig.from_dict, lambda: [path for _, _, path in self.job.state().previews], _draw_sample)
+        self.desk = Desk(self._home, self._fence, TrainConfig.from_dict, self.job, _draw_sample)
 
     def load(self) -> None:
         """Loads the model; a failure is kept for everybody who waits, and for `error`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from .command_line import to_command_line
 from .config import TrainConfig
 from .fence import Fence
 from .gallery import Shown, draw_picture, list_pictures, small_jpeg
+from .job import TrainJob
 from .kohya_settings import import_settings
 from .own_presets import PresetShelf
 from .presets import nested
@@ -29,15 +30,15 @@ class Desk:
         home: our own folder: datasets and presets are in it.
         fence: what may be read and written.
         settle: the config that a mapping means in this host, as `TrainConfig.from_dict` with the host's own defaults.
-        previews: gives the paths of the preview pictures that may be shown.
+        job: of the host: whose previews may be shown, and whose config a page takes over.
         sample: draws the sample pictures into a folder; None: there are none.
     """
 
     def __init__(
-        self, home: Path, fence: Fence, settle: Callable[[Mapping[str, Any]], TrainConfig], previews: Callable[[], Iterable[str]] = tuple,
+        self, home: Path, fence: Fence, settle: Callable[[Mapping[str, Any]], TrainConfig], job: TrainJob,
         sample: Callable[[Path], object] | None = None,
     ) -> None:
-        self._previews = previews
+        self._job = job
         self._datasets, self._fence, self._settle, self._sample = home / "datasets", fence, settle, sample
         self._presets = PresetShelf(home / "presets")
 
@@ -73,7 +74,7 @@ class Desk:
         Raises:
             ConfigError: it is no preview of the newest training, or can't be read.
         """
-        if path not in self._previews():
+        if path not in [known for _, _, known in self._job.state().previews]:
             raise ConfigError(f"{shown(path)} is no preview picture of the newest training")
         return small_jpeg(Path(path), side)
 
@@ -140,6 +141,11 @@ class Desk:
 
     # ---------------------------------------------------------------- settings
 
+    def config(self) -> dict[str, dict[str, Any]] | None:
+        """The config of the training that is under way, or was last; None where there was none."""
+        config = self._job.config()
+        return None if config is None else config.to_dict()
+
     def presets(self) -> list[dict[str, Any]]:
         """The presets, those that come with the program first."""
         return [preset.to_dict() for preset in self._presets.all()]
@@ -187,7 +193,7 @@ def desk_functions(desk: Desk) -> dict[str, Any]:
     return {
         "thumbnail": desk.thumbnail, "pictures": desk.pictures, "picture": desk.picture, "caption": desk.caption, "upload": desk.upload,
         "sample": desk.sample if desk.has_sample else None, "presets": desk.presets, "save_preset": desk.save_preset, "delete_preset": desk.delete_preset,
-        "import_settings": desk.import_settings, "export": desk.export,
+        "import_settings": desk.import_settings, "export": desk.export, "config": desk.config,
     }
 
 

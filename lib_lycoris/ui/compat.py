@@ -40,6 +40,11 @@ def uploaded(file: Any) -> tuple[str, bytes]:
     return path.name, path.read_bytes()
 
 
+def plain_image() -> dict[str, Any]:
+    """The argument that leaves a picture without buttons over it."""
+    return {"buttons": []} if "buttons" in inspect.signature(gr.Image.__init__).parameters else {"show_share_button": False, "show_download_button": False}
+
+
 def with_copy_button() -> dict[str, Any]:
     """The argument that gives a text field a button to copy its text."""
     return {"buttons": ["copy"]} if "buttons" in inspect.signature(gr.Textbox.__init__).parameters else {"show_copy_button": True}

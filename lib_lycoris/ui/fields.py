@@ -21,7 +21,7 @@ _PLACEHOLDERS = {"training.steps": str(DEFAULT_STEPS)}
 _LABELS = {
     "data.folders": "Folders with pictures, one a line",
     "output.name": "Name of the network",
-    "network.kind": "Kind of network",
+    "network.kind": "What to train",
     "network.conv_rank": "Rank of convolutions",
     "network.conv_alpha": "Alpha of convolutions",
     "network.targets": "Groups of layers",

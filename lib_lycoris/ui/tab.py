@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import gradio as gr
 
+from . import text
 from .train import TrainPage, draw_train
 
 NAME = "Lyco"
@@ -22,6 +23,7 @@ def make_tab(train: TrainPage, more: tuple[tuple[str, str, Callable[[gr.Blocks],
     """
     with gr.Blocks(analytics_enabled=False) as blocks, gr.Tabs(elem_id="lycoris_tabs"):
         with gr.Tab("Train", elem_id="lycoris_tab_train", id="train"):
+            gr.HTML(text.style(), elem_classes=["lycoris-hidden"])
             draw_train(blocks, train)
         for name, element, draw in more:
             with gr.Tab(name, elem_id=element, id=name.lower()):

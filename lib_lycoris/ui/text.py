@@ -16,6 +16,9 @@ CSS = """
 .lycoris-problem [role=alert] p, .lycoris-progress [role=alert] p {
   margin: 0; padding: 0.6rem 0.8rem; border-left: 4px solid #c2410c; background: rgba(234, 88, 12, 0.12); overflow-wrap: anywhere;
 }
+.lycoris-hidden { position: absolute !important; width: 1px; height: 1px; overflow: hidden; opacity: 0; pointer-events: none; }
+.lycoris-train { --block-info-text-color: #52525b; }
+.dark .lycoris-train { --block-info-text-color: #d4d4d8; }
 .lycoris-chart { margin: 0; }
 .lycoris-chart svg { width: 100%; height: auto; max-height: 20rem; display: block; }
 .lycoris-chart svg text { font-size: 12px; fill: currentColor; opacity: 0.75; }
@@ -52,6 +55,11 @@ _PHASES = {
     "failed": "Failed",
     "interrupted": "Interrupted: the program ended during it. Resume goes on from the newest saved state",
 }
+
+
+def style() -> str:
+    """HTML of the page's CSS, for a host whose page is not ours."""
+    return f"<style>{CSS}</style>"
 
 
 def heading(title: str, line: str) -> str:

@@ -15,7 +15,7 @@ from .fields import Form
 from .train_page import TrainPage
 from .train_pictures import draw_pictures
 from .train_settings import draw_files, draw_preset
-from .train_watch import Watched, draw_watch, make_look
+from .train_watch import FOUND_AGAIN, Watched, draw_watch, make_look
 
 __all__ = ["FIRST", "REST", "TrainPage", "draw_train", "make_look", "train_settings"]
 
@@ -25,6 +25,8 @@ FIRST = (("network.kind",), ("data.folders",), ("output.name", "training.steps")
 REST = {
     "data": "More about the pictures",
     "network": "More about the network",
+    "embedding": "A new word with vectors of its own (embedding)",
+    "adapter": "More about the adapter",
     "training": "More about the training",
     "validation": "Validation: is it learning or memorising?",
     "output": "More about the result and its previews",
@@ -46,7 +48,8 @@ def train_settings(page: TrainPage) -> list[Setting]:
 def titles(page: TrainPage) -> dict[str, str]:
     """The titles of all folded sections, in the order of the record's where nothing else is said."""
     sections = dict.fromkeys(setting.section for setting in train_settings(page))
-    return {**REST, **{section: f"More about the {section}" for section in sections if section not in REST}}
+    known = {section: title for section, title in REST.items() if section in sections}
+    return {**known, **{section: f"More about the {section}" for section in sections if section not in REST}}
 
 
 def draw_train(blocks: gr.Blocks, page: TrainPage) -> Form:
@@ -66,7 +69,25 @@ def draw_train(blocks: gr.Blocks, page: TrainPage) -> Form:
             watched = draw_watch(blocks, page)
     form.drawn()
     _wire(page, form, watched)
+    _restore(blocks, page, form)
     return form
+
+
+def _restore(blocks: gr.Blocks, page: TrainPage, form: Form) -> None:
+    """Whoever opens the page while a training is under way, or after one was interrupted, finds its settings in the form."""
+    if page.config is None:
+        return
+
+    def restore() -> list[Any]:
+        config = page.config() if page.state()["phase"] in FOUND_AGAIN else None
+        if config is None:
+            return [gr.update() for _ in form.fields()]
+        return form.fill({f"{section}.{name}": value for section, part in config.items() for name, value in part.items()})
+
+    button = gr.Button("Restore", elem_id="lycoris_restore", elem_classes=["lycoris-hidden"])
+    button.click(restore, [], form.components(), **compat.quiet())
+    if page.polls:  # else the host's page presses the button once
+        blocks.load(restore, [], form.components(), **compat.quiet())
 
 
 def _wire(page: TrainPage, form: Form, watched: Watched) -> None:

@@ -30,6 +30,7 @@ class TrainPage:
             folder of the sample pictures.
         presets: gives them as {"name", "about", "values", "own"}; save_preset, delete_preset: the user's own.
         import_settings: takes a file's text, gives {"values": by key, "notes": lines}; export: takes a config, gives {"toml", "command"}.
+        config: gives the config of the training that is under way, or was last; None where there was none.
         unknown: for each kind of network the keys that it does not know, whose fields are hidden.
         polls: whether the page may ask for the state by itself; else a script of the host's page presses a button.
     """
@@ -55,4 +56,5 @@ class TrainPage:
     delete_preset: Callable[[str], Any] | None = None
     import_settings: Callable[[str], Mapping[str, Any]] | None = None
     export: Callable[[Config], Mapping[str, str]] | None = None
+    config: Callable[[], Config | None] | None = None
     unknown: Mapping[str, Sequence[str]] = field(default_factory=dict)

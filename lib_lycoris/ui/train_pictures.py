@@ -107,18 +107,19 @@ class _Gallery:
 def _draw_gallery(page: TrainPage, form: Form) -> None:
     gallery = _Gallery(page, form)
     with gr.Row():
-        show = gr.Button("Show the pictures", elem_id="lycoris_show_pictures")
-        back = gr.Button("Previous", elem_id="lycoris_pictures_back")
-        more = gr.Button("Next", elem_id="lycoris_pictures_next")
+        show = gr.Button("Show the pictures", size="sm", elem_id="lycoris_show_pictures")
+        back = gr.Button("Previous", size="sm", elem_id="lycoris_pictures_back")
+        more = gr.Button("Next", size="sm", elem_id="lycoris_pictures_next")
     problem = gr.HTML(elem_id="lycoris_gallery_problem", elem_classes=["lycoris-problem"])
     words = gr.HTML("", elem_id="lycoris_gallery_words")
-    pictures = gr.Gallery(label="Pictures", columns=6, height=320, object_fit="contain", show_label=False, elem_id="lycoris_gallery",
+    pictures = gr.Gallery(label="Pictures", columns=4, height=360, object_fit="contain", show_label=False, elem_id="lycoris_gallery",
                           allow_preview=False, **compat.without_sharing())
-    large = gr.Image(visible=False, show_label=False, interactive=False, height=320, elem_id="lycoris_gallery_large", label="The chosen picture")
+    large = gr.Image(visible=False, show_label=False, interactive=False, height=320, elem_id="lycoris_gallery_large", label="The chosen picture",
+                     **compat.plain_image())
     about = gr.HTML("", elem_id="lycoris_gallery_about")
     caption = gr.Textbox(label="Caption", lines=2, interactive=False, elem_id="lycoris_caption",
                          info="What the picture shows, with your new word in it; saved as a text file beside it. Empty: the file is removed.")
-    save = gr.Button("Save the caption", elem_id="lycoris_save_caption", visible=page.caption is not None)
+    save = gr.Button("Save the caption", size="sm", elem_id="lycoris_save_caption", visible=page.caption is not None)
     saved = gr.HTML("", elem_id="lycoris_caption_saved")
     listed, number, chosen = gr.State([]), gr.State(0), gr.State("")
     fields = form.components  # asked for when the events are made: the fields are drawn by then

@@ -16,6 +16,8 @@ from .train_page import TrainPage
 _BUSY = ("preparing", "running", "pausing", "paused", "stopping")
 _RESUMABLE = ("paused", "stopped", "failed", "interrupted")
 _RUNNING = ("preparing", "running")
+FOUND_AGAIN = (*_BUSY, "stopped", "failed", "interrupted")
+"""Phases of a training whose settings a page that is opened takes over: it is under way, or may go on."""
 _PAUSE, _RESUME = "Pause", "Resume"
 _COLUMNS = 6
 """Preview pictures beside each other: the one before, then the newest."""
@@ -46,7 +48,7 @@ def draw_watch(blocks: gr.Blocks, page: TrainPage) -> Watched:
         preview = gr.Button("Preview now", interactive=False, elem_id="lycoris_preview", visible=page.preview is not None)
         refresh = gr.Button("Refresh", elem_id="lycoris_refresh", visible=not page.polls)
     problem = gr.HTML(elem_id="lycoris_train_problem", elem_classes=["lycoris-problem"])
-    plan = gr.Textbox(label="What would happen", lines=4, max_lines=16, visible=False, interactive=False, elem_id="lycoris_plan")
+    plan = gr.Textbox(label="What would happen", lines=4, max_lines=24, visible=False, interactive=False, elem_id="lycoris_plan")
     progress = gr.HTML(text.progress({}), elem_id="lycoris_progress", elem_classes=["lycoris-progress"])
     curve = gr.HTML(_NOTHING, elem_id="lycoris_curve")
     previews = gr.HTML("", elem_id="lycoris_previews", elem_classes=["lycoris-previews"])

@@ -51,7 +51,7 @@ class Training:
         self.job = TrainJob(self._run, call_queue.queue_lock, home / "training.json")
         self._paces = Paces(home / "paces.json")
         self._fence = Fence(lambda: [*settings.network_folders(), home], _readable if host.open_to_others() else None, _ADVICE)
-        self.desk = Desk(home, self._fence, self._config, lambda: [path for _, _, path in self.job.state().previews], sample)
+        self.desk = Desk(home, self._fence, self._config, self.job, sample)
         self._interrogation = Interrogation(call_queue.queue_lock)
 
     def start(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,6 +109,8 @@ class Training:
         Raises:
             LycoError: an unknown key or interrogator, a folder that can't be used.
         """
+        if isinstance(values.get("folder"), str):
+            self._fence.check_read("folder", values["folder"])
         return self._interrogation.write_captions(values)
 
     def defaults(self) -> dict[str, Any]:
