@@ -80,7 +80,7 @@ class _Gallery:
         except LycoError as error:
             return [gr.update(value=None), "", [], 0, text.problems([str(error)])]
         listed = [one["path"] for one in part if one["problem"] is None]
-        return [gr.update(value=shown, selected_index=None), _summary(found, number, last), listed, number,
+        return [gr.update(value=shown), _summary(found, number, last), listed, number,
                 text.problems([one["problem"] for one in pictures if one["problem"]])]
 
     def select(self, place: int, listed: Sequence[str], values: Sequence[Any]) -> list[Any]:
