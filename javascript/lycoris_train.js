@@ -5,6 +5,7 @@
     const often = 2000;
     const seldom = 10000;
     let last = 0;
+    let restored = false;
 
     function find(id) {
         return gradioApp().querySelector("#" + id);
@@ -43,20 +44,25 @@
         if (!button || document.hidden) {
             return;
         }
+        if (!restored) { // not at once: the host's page listens to its buttons a moment after it has drawn them
+            restored = true;
+            find("lycoris_restore").click();
+        }
         const shown = button.offsetParent !== null;
         if (shown || Date.now() - last >= seldom) {
             last = Date.now();
             button.click();
+        }
+        for (const poll of gradioApp().querySelectorAll("button.lycoris-poll")) {
+            if (poll.offsetParent !== null) {
+                poll.click();
+            }
         }
         const words = waiting();
         tell(words ? `Pictures wait: ${words}. Pause it in the tab Lyco to go first.` : "");
     }
 
     onUiLoaded(function() {
-        const restore = find("lycoris_restore");
-        if (restore) {
-            restore.click();
-        }
         setInterval(press, often);
     });
 })();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from starlette.concurrency import run_in_threadpool
 
 from ..errors import BusyError, LycoError, UnknownNetworkError, UnknownPresetError
+from ..setting import Action
 from ..training.config import Setting, json_schema
 from .desk import add_desk
 
@@ -22,10 +24,32 @@ PREFIX = "/lycoris/v1"
 LARGEST_BODY = 1_000_000
 """Bytes of JSON that a request may carry; a training config has some thousand."""
 
+LARGEST_PICTURE = 30_000_000
+"""The same where it holds a picture."""
+
 NAME = "{name:path}"
 """A network's name in a route: it may hold a folder."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True)
+class LibraryCalls:
+    """What the routes of the library do: one for each action, and what its page shows beside them.
+
+    Attributes:
+        actions: what can be done.
+        run: takes an action's name and its values, gives what came of it, or of a long one its job.
+        jobs: gives the work in the background: {"version", "jobs": [state]}.
+        stop: takes a job's number, or None for all, and stops it; gives what `jobs` gives.
+        trash: gives what lies in the trash.
+    """
+
+    actions: Sequence[Action]
+    run: Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
+    jobs: Callable[[], Mapping[str, Any]]
+    stop: Callable[[int | None], Mapping[str, Any]]
+    trash: Callable[[], Sequence[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +72,7 @@ class Callables:
         check: takes a training config, gives in words what would happen.
         desk: what is around a training, as `training.desk.Desk`: pictures, captions, uploads, presets, settings in other forms.
         preprocess: takes a folder and an interrogator's name, writes captions for the pictures without one, gives which.
+        library: what can be done with the files on disk.
     """
 
     networks: Callable[[], Sequence[Mapping[str, Any]]]
@@ -64,6 +89,7 @@ class Callables:
     preview: Callable[[], Mapping[str, Any]] | None = None
     check: Callable[[Mapping[str, Any]], Sequence[str]] | None = None
     desk: Any = None
+    library: LibraryCalls | None = None
 
 
 def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str], bool] | None = None, picture: Sequence[Setting] = ()) -> None:
@@ -76,10 +102,8 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
         picture: the record of a picture's settings, for the description of `generate`.
     """
 
-    def add(
-        method: str, path: str, summary: str, work: Callable[..., Any] | None, body: Mapping[str, Any] | None = None, required: bool = True,
-        largest: int = LARGEST_BODY,
-    ) -> None:
+    def add(method: str, path: str, summary: str, work: Callable[..., Any] | None, body: Mapping[str, Any] | None = None, required: bool = True,
+            largest: int = LARGEST_BODY) -> None:
         if work is None:
             return
         described: dict[str, Any] = {"responses": {"4XX": _ERROR}}
@@ -89,14 +113,14 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
         if named:
             described["parameters"] = [_NAME_DESCRIBED]
         app.add_api_route(
-            PREFIX + path, _endpoint(work, named, body is not None, required, authorise, largest), methods=[method], summary=summary, tags=["lycoris"],
-            openapi_extra=described, response_class=JSONResponse, name=f"lycoris {method.lower()} {path.strip('/').replace(NAME, 'NAME')}",
+            PREFIX + path, _endpoint(work, named, largest if body is not None else None, required, authorise), methods=[method], summary=summary,
+            tags=["lycoris"], openapi_extra=described, response_class=JSONResponse, name=f"lycoris {method.lower()} {path.strip('/').replace(NAME, 'NAME')}",
         )
 
     add("GET", "/networks", "The networks on disk", lambda: {"networks": list(callables.networks())})
     add("GET", f"/networks/{NAME}", "One network: what its file says, and the user's remarks", callables.network)
     add("PATCH", f"/networks/{NAME}", "Change the user's remarks on a network", callables.remark, _REMARKS)
-    add("DELETE", f"/networks/{NAME}", "Delete a network's file and what belongs to it alone: remarks, previews", callables.delete)
+    add("DELETE", f"/networks/{NAME}", "Move a network's file to the trash, and what belongs to it alone: remarks, previews", callables.delete)
     add("POST", "/train", "Start a training; the body is a training config", callables.train, json_schema())
     add("GET", "/train", "The training that runs or ran last", callables.state)
     add("POST", "/train/stop", "Save and end the running training", callables.stop)
@@ -110,6 +134,18 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
         add_desk(add, callables.desk)
     add("POST", "/preprocess", "Write captions for a folder's pictures that have none", callables.preprocess, _PREPROCESS)
     add("POST", "/generate", "Generate pictures", callables.generate, _picture_schema(picture))
+    if callables.library is not None:
+        _add_library(add, callables.library)
+
+
+def _add_library(add: Callable[..., None], library: LibraryCalls) -> None:
+    add("GET", "/library/trash", "What lies in the trash, newest first", lambda: {"trash": list(library.trash())})
+    add("GET", "/library/jobs", "The library's work in the background, oldest first", library.jobs)
+    add("POST", "/library/jobs/stop", "Stop a piece of work, or all of it", lambda body: library.stop((body or {}).get("job")), _JOB, required=False)
+    for action in library.actions:
+        largest = LARGEST_PICTURE if any(setting.name == "image" for setting in action.settings) else LARGEST_BODY
+        more = " Gives a job; GET library/jobs tells how it stands." if action.long else ""
+        add("POST", f"/library/{action.name}", action.help + more, functools.partial(library.run, action.name), action.json_schema(), largest=largest)
 
 
 def _picture_schema(record: Sequence[Setting]) -> dict[str, Any]:
@@ -140,14 +176,14 @@ class BodyError(LycoError, ValueError):
 
 
 def _endpoint(
-    work: Callable[..., Any], takes_name: bool, takes_body: bool, needs_body: bool, authorise: Callable[[str, str], bool] | None, largest: int
+    work: Callable[..., Any], takes_name: bool, largest_body: int | None, needs_body: bool, authorise: Callable[[str, str], bool] | None
 ) -> Callable[..., Any]:
     async def answer(request: Request) -> JSONResponse:
         try:
             _refuse_foreign_origin(request)
             arguments = [request.path_params["name"]] if takes_name else []
-            if takes_body:
-                arguments.append(await _read_body(request, needs_body, largest))
+            if largest_body is not None:
+                arguments.append(await _read_body(request, needs_body, largest_body))
             return JSONResponse(dict(await run_in_threadpool(work, *arguments)))
         except LycoError as error:
             return _error_response(error)
@@ -227,6 +263,10 @@ _ERROR = {
 _NAME_DESCRIBED = {
     "name": "name", "in": "path", "required": True, "schema": {"type": "string"},
     "description": "The network's name as in the list, with its folder where two have one name. To look at it, its alias or hash will do too.",
+}
+_JOB = {
+    "type": "object", "additionalProperties": False,
+    "properties": {"job": {"type": "integer", "description": "Its number; left out: all that run and wait"}},
 }
 _PREPROCESS = {
     "type": "object", "additionalProperties": False, "required": ["folder"],

@@ -98,7 +98,7 @@ def make_app(bench: Workbench) -> Any:
     from ..api.routes import Callables, add_routes
     from ..setting import section_settings
     from ..studio.generate import GenerateSettings
-    from ..ui import text
+    from ..ui import style
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
     record = section_settings(GenerateSettings)
@@ -107,11 +107,11 @@ def make_app(bench: Workbench) -> Any:
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[ADDRESS, "localhost"])
     callables = Callables(networks=bench.shelf.rows, network=bench.shelf.look_into, remark=bench.shelf.remark, delete=bench.shelf.delete,
                           train=bench.train, state=bench.state, stop=bench.stop, pause=bench.pause, resume=bench.resume, preview=bench.preview,
-                          check=bench.check, desk=bench.desk, generate=lambda values: _generate(bench, values))
+                          check=bench.check, desk=bench.desk, generate=lambda values: _generate(bench, values), library=library_calls(bench.library))
     add_routes(app, callables, picture=record)
     page = make_page(bench, record)
     allowed = [str((bench.outputs / "pictures").resolve())]
-    return gr.mount_gradio_app(app, page, path="/", css=text.CSS, allowed_paths=allowed, footer_links=[], ssr_mode=False, show_error=False)
+    return gr.mount_gradio_app(app, page, path="/", css=style.CSS, allowed_paths=allowed, footer_links=[], ssr_mode=False, show_error=False)
 
 
 def make_page(bench: Workbench, record: list[Any]) -> Any:
@@ -130,7 +130,24 @@ def make_page(bench: Workbench, record: list[Any]) -> Any:
     )
     generate = GeneratePage(record=record, generate=bench.generate, stop=bench.stop_generating, networks=bench.network_names,
                             choices={"generate.sampler": list(SAMPLERS)})
-    return page.make_page(train, generate, bench.title, lambda: dict.fromkeys(page.LATE, bench.side()) if bench.side() else {})
+    return page.make_page(train, generate, bench.title, lambda: dict.fromkeys(page.LATE, bench.side()) if bench.side() else {}, make_library(bench.library))
+
+
+def make_library(library: Any) -> Any:
+    """What the page's Library tab does, over a `tools.library.Library`."""
+    from ..tools.actions import ACTIONS
+    from ..ui.library import LibraryPage
+
+    return LibraryPage(actions=ACTIONS, shelves=library.shelves, rows=library.rows, describe=library.describe, picture=library.picture, run=library.run,
+                       jobs=library.jobs.states, stop=library.jobs.stop, trash=library.trash)
+
+
+def library_calls(library: Any) -> Any:
+    """What the library's routes do."""
+    from ..api.routes import LibraryCalls
+    from ..tools.actions import ACTIONS
+
+    return LibraryCalls(ACTIONS, library.run, library.jobs.states, library.jobs.stop, library.trash)
 
 
 def _generate(bench: Workbench, values: Mapping[str, Any]) -> dict[str, Any]:

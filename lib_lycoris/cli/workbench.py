@@ -50,6 +50,7 @@ class Workbench:
         self._stop_generating = threading.Event()
         self._catalogue = self._make_catalogue()
         self._shelf = self._make_shelf()
+        self.library = self._make_library()
         self.job = TrainJob(self._train, self._lock, self._home / "training.json")
         self._paces = Paces(self._home / "paces.json")
         self._fence = Fence(lambda: [self.outputs, *self._folders])
@@ -117,6 +118,11 @@ class Workbench:
 
         return Shelf(lambda: self._catalogue, lambda: self._folders, leave_out=lambda path: path.parent.name.endswith(_STATES_ENDING),
                      inspect=lambda path: inspect(path).as_json())
+
+    def _make_library(self) -> Any:
+        from ..tools.library import Library
+
+        return Library({"networks": self._shelf})
 
     def _make_networks(self) -> Any:
         from ..generation import Generation

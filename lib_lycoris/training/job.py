@@ -247,12 +247,7 @@ class TrainJob:
                 self._change(phase="stopped", doing="", seconds_left=None, log=self._log_with(f"Stopped: {kept}"))
                 return
             self._change(phase="stopped" if result.stopped else "done", doing="", seconds_left=None, path=str(result.path),
-                         tag=self._tag(result.path), log=self._log_with(f"Saved {result.path} after {result.steps} steps"))
-
-    def _tag(self, path: Path) -> str:
-        """What is written into a prompt to use that file: a word by its own name, everything else as a tag."""
-        word = self._config is not None and self._config.network.kind == "embedding"
-        return path.stem if word else f"<lyco:{path.stem}:1>"
+                         tag=_tag(self._config, result.path), log=self._log_with(f"Saved {result.path} after {result.steps} steps"))
 
     def _fail(self, line: str) -> None:
         with self._guard:
@@ -330,3 +325,11 @@ class _JobViewer:
 
 
 _STANDS = {"paused": "the training is paused, resume it first", "pausing": "the training is pausing", "stopping": "the training is ending"}
+
+
+def _tag(config: TrainConfig | None, path: Path) -> str:
+    """What is typed to use the file: an embedding's own name, or a network's tag, with the word behind it that was trained with the network."""
+    if config is not None and config.network.kind == "embedding":
+        return path.stem
+    word = None if config is None else config.word
+    return f"<lyco:{path.stem}:1>" + (f" {word}" if word else "")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..patching.targets import find_targets
+from ..patching.targets import Target, find_targets
+from .adapter import AdapterMethod, make_adapter_method
+from .adapter_previews import ControlGuide
 from .backbone import Backbone
 from .checkpoint import State, States
 from .checkpointing import checkpointed, find_blocks
@@ -23,6 +25,7 @@ from .export import About
 from .folder import held, make_folder
 from .frozen import frozen
 from .materials import Pictures, StoppedEarly, make_materials, read_pictures
+from .method import Method
 from .methods import make_method
 from .new_word import make_word
 from .optimizers import odd_about_rates
@@ -32,7 +35,7 @@ from .rates import learning_targets
 from .result import TrainResult
 from .resuming import odd_about_resuming, read_state
 from .run import PAUSED, STOPPED, Run
-from .selection import select_targets
+from .selection import Key, select_targets
 from .start import start_from
 from .trainer import Trainer, check_settings
 from .watch import OnPhase, Pause, Viewer, Watch
@@ -123,9 +126,7 @@ def _train(
     with backbone.training(), frozen([backbone.unet, *backbone.text_encoders]), _gradients():
         targets = learning_targets(select_targets(find_targets(backbone.unet, backbone.text_encoders), config.network), config)
         steps = config.training.total_steps(len(pictures.draws), config.data.batch_size * processes.count)
-        method = make_method(config.network, targets, steps, seed, backbone.device)
-        if config.network.start_from is not None:
-            start_from(config.network.start_from, method.layers)
+        method = _make_method(config, backbone, targets, steps)
         word = make_word(config, backbone)
         dropout = Dropout(config.network, seed, processes.rank, processes.count)
         with nullcontext() if word is None else word.put_on(backbone):
@@ -138,10 +139,20 @@ def _train(
                 trainer = Trainer(config, backbone, method, materials.learned, steps, materials.prior, processes, dropout, targets, materials.captions, word)
                 validation = None if materials.judged is None else trainer.validation(materials.judged)
                 about = About(dataset=pictures.learned, steps=0, planned=steps, started_at=started_at)
-                run = Run(config, backbone, trainer, states, about, state, validation, watch)
+                guide = ControlGuide(method, materials.judged or materials.learned, config.output) if isinstance(method, AdapterMethod) else None
+                run = Run(config, backbone, trainer, states, about, state, validation, watch, guide)
                 run.go()
                 path = run.finish()
     return _Stretch(run.end, path, run.state, run.step, run.smoothed.value, [*materials.problems, *run.problems], tuple(run.validations), run.ranks)
+
+
+def _make_method(config: TrainConfig, backbone: Backbone, targets: Mapping[Key, Target], steps: int) -> Method:
+    if config.network.kind == "adapter":
+        return make_adapter_method(config, backbone)
+    method = make_method(config.network, targets, steps, config.training.seed, backbone.device)
+    if config.network.start_from is not None:
+        start_from(config.network.start_from, method.layers)
+    return method
 
 
 def _waited(pause: Pause) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import shown
 from ..patching.targets import Target, find_targets
+from .adapter import count_adapter
 from .backbone import Backbone
 from .captions import Drawn, compose, with_word
 from .config import TrainConfig
@@ -63,6 +64,7 @@ class Preflight:
         file_bytes: about, of the network file.
         memory: an estimate in bytes, by what needs it: "model", "trained", "step", "total"; None where it was not asked for.
         word: what is said of a new word that is trained, in sentences.
+        adapter: what is said of an adapter that is trained, in sentences.
         captions: the first ones, as they are trained.
         long_captions: with more than 75 tokens; None where the model does not count them.
         words: that most captions share, with the count of captions that have them.
@@ -88,6 +90,7 @@ class Preflight:
     framed: tuple[Framed, ...] = ()
     memory: dict[str, int] | None = None
     word: tuple[str, ...] = ()
+    adapter: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
     long_captions: int | None = None
     step_seconds: float | None = None
@@ -106,7 +109,8 @@ class Preflight:
             f"{self.steps} steps: every picture is seen about {self.epochs:.3g} times.",
             *([f"{self.unet_layers} layers of the UNet{texts}: {self.parameters:,} numbers are trained."] if self.unet_layers else []),
             *self.word,
-            *([f"The network file will have about {self.file_bytes / 1e6:.1f} MB."] if self.unet_layers else []),
+            *self.adapter,
+            *([f"The network file will have about {self.file_bytes / 1e6:.1f} MB."] if self.parameters else []),
             self._time_line(),
             *self._memory_lines(),
             *(f"A caption as it is trained: {shown(caption, 300)}" for caption in self.captions),
@@ -164,7 +168,8 @@ def check_training(
     targets = learning_targets(select_targets(find_targets(backbone.unet, backbone.text_encoders), config.network), config)
     draws, batch = len(found.draws), config.data.batch_size
     steps = config.training.total_steps(draws, batch)
-    parameters = sum(count_parameters(target, config.network) for target in targets.values())
+    adapter = count_adapter(config, backbone) if config.network.kind == "adapter" else 0
+    parameters = adapter + sum(count_parameters(target, config.network) for target in targets.values())
     word = make_word(config, backbone)
     unet = sum(component == "unet" for component, _ in targets)
     epochs = steps * batch * config.training.gradient_accumulation / draws
@@ -184,7 +189,7 @@ def check_training(
         class_missing=missing, sizes=tuple((*size, count) for size, count in sorted(Counter(one.size for one in framed).items())), framed=framed,
         word=() if word is None else tuple(_word_lines(config, word)),
         memory=None if memory is None else {**asdict(memory), "total": memory.total},
-        captions=_first_captions(config, dataset), long_captions=_count_long(backbone, dataset),
+        adapter=_adapter_lines(config, adapter) if adapter else (), captions=_first_captions(config, dataset), long_captions=_count_long(backbone, dataset),
         step_seconds=step_seconds, pieces=pieces,
     )
 
@@ -220,6 +225,16 @@ def _doubts_of_word(config: TrainConfig, backbone: Backbone) -> list[str]:
     if config.data.trigger is not None and prior is not None and with_word(prior, config.data.trigger) == prior:
         doubts.append(f"data.prior_prompt = {shown(prior)} has the word {shown(config.data.trigger)} in it: class pictures should show what is known already.")
     return doubts
+
+
+def _adapter_lines(config: TrainConfig, parameters: int) -> tuple[str, ...]:
+    settings, data = config.adapter, config.data
+    start = "fresh" if config.network.start_from is None else f"going on from {shown(config.network.start_from)}"
+    colours = "the first channel" if settings.in_channels == 1 else "the colours"
+    where = "beside them" if data.control_folder is None else f"in {shown(data.control_folder)}"
+    made = f"are files {where}" if data.preprocessor is None else f"are made of them by {data.preprocessor}"
+    return (f"A {settings.kind} adapter, {start}: {parameters:,} numbers are trained on {colours} of control pictures; the model stays as it is.",
+            f"The pictures' control pictures {made}; time steps are drawn {'mostly noisy (cubic)' if config.time_sampling == 'cubic' else 'uniformly'}.")
 
 
 def _framed(pictures: Iterable[Picture]) -> tuple[Framed, ...]:

@@ -15,7 +15,7 @@ from .checkpoint import State, States, new_session
 from .config import TrainConfig
 from .embedding_export import write_trained, write_word_picture
 from .export import About
-from .previews import Previews
+from .previews import Guide, Previews
 from .progress import SmoothedLoss, StepReport
 from .rank_plot import write_rank_plot
 from .resuming import checkpoint_mark
@@ -46,12 +46,13 @@ class Run:
 
     def __init__(
         self, config: TrainConfig, backbone: Backbone, trainer: Trainer, states: States, about: About, state: State | None, validation: Validation | None,
-        watch: Watch | None = None,
+        watch: Watch | None = None, guide: Guide | None = None,
     ):
         self._config, self._backbone, self._trainer, self._states, self._about, self._validation = config, backbone, trainer, states, about, validation
         self._watch, self._processes = watch or Watch(), trainer.processes
         self._folder, self._steps = states.folder.parent, about.planned
-        self._previews = Previews(self._folder, config.output, backbone, _first_captions(about))
+        self._guided = guide is not None
+        self._previews = Previews(self._folder, config.output, backbone, guide, _first_captions(about))
         self._session = new_session() if state is None else state.session
         self.step = 0 if state is None else state.step
         numbers = {} if state is None else state.numbers
@@ -189,14 +190,15 @@ class Run:
         network = self._is_due(output.network_every, output.network_epochs)
         if network and self.step < self._steps:
             self._export()
-        due = (network and output.preview_prompts) or self._is_due(output.preview_every)
+        due = (network and (output.preview_prompts or self._guided)) or self._is_due(output.preview_every)
         if self._watch.wants_previews() or due:
             self._preview()
 
     def _show_before(self) -> None:
         """The previews before the first step, where any are due later: a fresh network changes nothing yet."""
         output = self._config.output
-        if not self._processes.rank and (output.preview_every or (output.preview_prompts and (output.network_every or output.network_epochs))):
+        networks = (output.preview_prompts or self._guided) and (output.network_every or output.network_epochs)
+        if not self._processes.rank and (output.preview_every or networks):
             self._preview()
 
     def _preview(self) -> None:

@@ -1,106 +1,110 @@
-"""Small drawings of numbers as SVG: the same in both gradios, in light and dark, without a library that a page would have to load."""
+"""Figures as pictures within the page: bars by block, lines of singular values. They take the page's colours, light or dark; every text in them is escaped."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
-Points = Sequence[Sequence[float]]
+_WIDTH, _HEIGHT = 640, 300
+_LEFT, _BOTTOM, _TOP = 52, 34, 10
+_MARGIN = 1.15
+_SMALLEST = 1e-6
+"""Of the largest singular value; what is below is rounding."""
 
-_WIDTH, _HEIGHT = 640, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 34
-_COLOURS = ("#ea580c", "#2563eb")
+CSS = """
+.lycoris-bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 0.12rem 0.6rem; align-items: center; font-size: 0.85rem; }
+.lycoris-bars { max-width: 900px; margin-bottom: 0.8rem; }
+.lycoris-bars .bars { display: flex; flex-direction: column; gap: 1px; }
+.lycoris-bars .bars span { display: block; height: 0.7rem; border-radius: 2px; background: #ea580c; min-width: 1px; }
+.lycoris-bars .bars.two span { height: 0.4rem; }
+.lycoris-bars .bars span + span { background: #2563eb; }
+.lycoris-bars .figure { text-align: right; font-variant-numeric: tabular-nums; }
+.lycoris-bars .head { opacity: 0.75; font-size: 0.8rem; }
+.lycoris-lines svg { width: 100%; height: auto; max-width: 900px; }
+.lycoris-lines text { fill: currentColor; font-size: 11px; }
+.lycoris-legend { display: flex; flex-wrap: wrap; gap: 0.1rem 0.8rem; font-size: 0.8rem; }
+.lycoris-legend i { display: inline-block; width: 0.9rem; height: 3px; margin-right: 0.3rem; vertical-align: middle; }
+.lycoris-first { color: #ea580c; font-weight: 600; } .lycoris-second { color: #2563eb; font-weight: 600; }
+"""
 
 
-def curves(lines: Mapping[str, Points], what: str) -> str:
-    """SVG of curves over steps, as {name: [(step, value), …]}; nothing where none has two points.
+def norm_bars(norms: Mapping[str, float | None]) -> str:
+    """HTML of a bar for each block's ‖ΔW‖; None is a norm that only the base weight would tell."""
+    longest = max((norm for norm in norms.values() if norm), default=1.0)
+    rows = [_cells(block, [(norm or 0.0) / longest], "needs a checkpoint" if norm is None else f"{norm:.4g}") for block, norm in norms.items()]
+    return f'<div class="lycoris-bars">{_head("Block", "How much it changes", "‖ΔW‖")}{"".join(rows)}</div>'
 
-    Args:
-        lines: at most two, the first in the main colour.
-        what: of what it is a drawing, for those who can't see it.
-    """
-    drawn = {name: [(float(x), float(y)) for x, y in points if math.isfinite(y)] for name, points in lines.items()}
-    drawn = {name: points for name, points in drawn.items() if points}
-    if not any(len(points) > 1 for points in drawn.values()):
+
+def compared_bars(first: Mapping[str, float | None], second: Mapping[str, float | None], alike: Mapping[str, float | None]) -> str:
+    """HTML of two bars for each block, and how much both pull the same way there."""
+    longest = max((norm for norms in (first, second) for norm in norms.values() if norm), default=1.0)
+    blocks = list(dict.fromkeys((*first, *second)))
+    rows = [_cells(block, [(norms.get(block) or 0.0) / longest for norms in (first, second)], _percent(alike.get(block))) for block in blocks]
+    return f'<div class="lycoris-bars">{_head("Block", "How much each changes (‖ΔW‖)", "Alike")}{"".join(rows)}</div>'
+
+
+def spectrum_lines(spectra: Mapping[str, Sequence[float]]) -> str:
+    """HTML of a line for each block: its singular values, largest first, on a logarithmic scale; nothing where there are none."""
+    seen = {block: [value for value in values if value > max(values) * _SMALLEST] for block, values in spectra.items() if values and max(values) > 0}
+    seen = {block: values for block, values in seen.items() if values}
+    if not seen:
         return ""
-    every = [point for points in drawn.values() for point in points]
-    right = max(x for x, _ in every)
-    low, high = _span([y for _, y in every])
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return (_LEFT + (_WIDTH - _LEFT - _RIGHT) * x / (right or 1), _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - y) / (high - low))
-
-    parts = [_grid(low, high, right, place)]
-    for (_, points), colour in zip(drawn.items(), _COLOURS, strict=False):
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
-        x, y = place(*points[-1])
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"/>'
-                     f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>')
-    words = "; ".join(f"{name} {points[-1][1]:.4g} at step {points[-1][0]:.0f}" for name, points in drawn.items())
-    legend = " ".join(f'<span><i style="background:{colour}"></i>{escape(name)} {points[-1][1]:.4g}</span>'
-                      for (name, points), colour in zip(drawn.items(), _COLOURS, strict=False))
-    label = escape(f"{what}: {words}", quote=True)
-    return (f'<figure class="lycoris-chart"><figcaption>{escape(what)} {legend}</figcaption><svg role="img" aria-label="{label}" '
-            f'viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="xMidYMid meet">{"".join(parts)}</svg></figure>')
+    count = max(max(len(values) for values in seen.values()), 2)
+    place = _Place(count, min(map(min, seen.values())) / _MARGIN, max(map(max, seen.values())) * _MARGIN)
+    lines = [_line(place, values, _colour(number, len(seen)), block) for number, (block, values) in enumerate(seen.items())]
+    legend = [f'<span><i style="background:{_colour(number, len(seen))}"></i>{escape(block)}</span>' for number, block in enumerate(seen)]
+    words = f"Singular values of {len(seen)} blocks, from 1 to {count}"
+    return (f'<div class="lycoris-lines"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{words}">{place.axes()}{"".join(lines)}</svg>'
+            f'<div class="lycoris-legend">{"".join(legend)}</div></div>')
 
 
-def ranks(by_layer: Mapping[str, int], initial: int) -> str:
-    """HTML of each block's ranks as bars, with each layer's below when it is opened; `initial` is what every layer began with."""
-    if not by_layer:
-        return ""
-    blocks: dict[str, list[tuple[str, int]]] = {}
-    for layer, rank in by_layer.items():
-        blocks.setdefault(block_of(layer), []).append((layer, rank))
-    most = max(initial, *by_layer.values(), 1)
-    rows = "".join(_bar(name, sum(rank for _, rank in layers) / len(layers), most, f"{len(layers)} layers") for name, layers in blocks.items())
-    single = "".join(_bar(layer.partition(".")[2] or layer, rank, most, "") for layers in blocks.values() for layer, rank in layers)
-    average = sum(by_layer.values()) / len(by_layer)
-    return (f'<figure class="lycoris-chart"><figcaption>Ranks by block: {average:.3g} on average now, {initial} at the start</figcaption>'
-            f'<div class="lycoris-bars">{rows}</div><details><summary>Every layer</summary><div class="lycoris-bars">{single}</div></details></figure>')
+class _Place:
+    """Where a value stands in the picture: its number across, its logarithm upwards."""
+
+    def __init__(self, count: int, low: float, high: float) -> None:
+        self._count, self._low, self._high = count, low, high
+
+    def across(self, number: float) -> float:
+        return _LEFT + (number - 1) / (self._count - 1) * (_WIDTH - _LEFT - 12)
+
+    def up(self, value: float) -> float:
+        return _TOP + math.log(self._high / value) / math.log(self._high / self._low) * (_HEIGHT - _TOP - _BOTTOM)
+
+    def marks(self) -> list[float]:
+        """Round values within the picture: powers of ten, and where these are few 2 and 5 between them too."""
+        powers = range(math.floor(math.log10(self._low)), math.ceil(math.log10(self._high)) + 1)
+        found = [step * 10.0**power for power in powers for step in ((1,) if len(powers) > 4 else (1, 2, 5)) if self._low <= step * 10.0**power <= self._high]
+        return found or [self._low, self._high]
+
+    def axes(self) -> str:
+        """The grid and its figures."""
+        grid = [f'<line x1="{_LEFT}" x2="{_WIDTH - 12}" y1="{self.up(mark):.1f}" y2="{self.up(mark):.1f}" stroke="currentColor" stroke-opacity="0.2"/>'
+                f'<text x="{_LEFT - 6}" y="{self.up(mark) + 4:.1f}" text-anchor="end">{mark:.3g}</text>' for mark in self.marks()]
+        counts = sorted({1, self._count, *(1 + round((self._count - 1) * part / 4) for part in (1, 2, 3))})
+        ticks = [f'<text x="{self.across(count):.1f}" y="{_HEIGHT - 18}" text-anchor="middle">{count}</text>' for count in counts]
+        return "".join((*grid, *ticks)) + f'<text x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 3}" text-anchor="middle">n-th largest singular value</text>'
 
 
-def block_of(layer: str) -> str:
-    """The block of a layer "component.name" in short words: "text encoder", "down 1", "middle", "up 3", "rest"."""
-    component, _, name = layer.partition(".")
-    if component != "unet":
-        return "text encoder" if component == "te1" else "text encoder 2"
-    parts = name.split("_")
-    if parts[0] in ("down", "up") and len(parts) > 2 and parts[2].isdigit():
-        return f"{parts[0]} {parts[2]}"
-    return "middle" if parts[0] == "mid" else "rest"
+def _line(place: _Place, values: Sequence[float], colour: str, block: str) -> str:
+    points = " ".join(f"{place.across(number):.1f},{place.up(value):.1f}" for number, value in enumerate(values, start=1))
+    first = f'<circle cx="{place.across(1):.1f}" cy="{place.up(values[0]):.1f}" r="2.5" fill="{colour}"/>' if len(values) == 1 else ""
+    return f'<g><title>{escape(block)}</title><polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>{first}</g>'
 
 
-def _bar(name: str, value: float, most: int, about: str) -> str:
-    return (f'<span>{escape(name)}</span><meter min="0" max="{most}" value="{value:.3f}" aria-label="{escape(name, quote=True)}"></meter>'
-            f"<span>{value:.3g}{f' · {escape(about)}' if about else ''}</span>")
+def _colour(number: int, count: int) -> str:
+    """From red to violet, as bright on a light page as on a dark one."""
+    return f"hsl({round(280 * number / max(count - 1, 1))} 75% 48%)"
 
 
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    """A little more than from the least to the most."""
-    low, high = min(values), max(values)
-    margin = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
-    return low - margin, high + margin
+def _cells(title: str, shares: Sequence[float], figure: str) -> str:
+    bars = "".join(f'<span style="width:{100 * share:.1f}%"></span>' for share in shares)
+    return f'<div>{escape(title)}</div><div class="bars{" two" if len(shares) > 1 else ""}">{bars}</div><div class="figure">{escape(figure)}</div>'
 
 
-def _grid(low: float, high: float, right: float, place: Callable[[float, float], tuple[float, float]]) -> str:
-    lines = []
-    for value in _ticks(low, high, 4):
-        _, y = place(0, value)
-        lines.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="line"/>'
-                     f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
-    for value in (tick for tick in _ticks(0, right, 5) if tick == int(tick)):
-        x, _ = place(value, low)
-        lines.append(f'<text x="{x:.1f}" y="{_HEIGHT - 12}" text-anchor="middle">{value:.0f}</text>')
-    return "".join(lines)
+def _head(*titles: str) -> str:
+    return "".join(f'<div class="head">{escape(title)}</div>' for title in titles)
 
 
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers within the range, about that many."""
-    rough = (high - low) / count
-    if rough <= 0:
-        return []
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(one * power for one in (1, 2, 5, 10) if one * power >= rough)
-    first = math.ceil(low / step)
-    return [number * step for number in range(first, math.floor(high / step) + 1)]
+def _percent(alike: float | None) -> str:
+    return "–" if alike is None else f"{100 * alike:.0f} %"

@@ -16,6 +16,7 @@ _FAR = 100_000
 _EXACT = 2**53
 """The largest whole number that a browser's number box keeps as it is."""
 
+_LEFT_OUT = "left out"
 _PLACEHOLDERS = {"training.steps": str(DEFAULT_STEPS)}
 
 _LABELS = {
@@ -31,9 +32,30 @@ _LABELS = {
     "training.min_snr_gamma": "Min-SNR gamma",
     "training.debiased": "Debiased weights",
     "training.max_grad_norm": "Largest gradient norm",
+    "embedding.word": "New word",
+    "embedding.vectors": "Vectors of the word",
+    "embedding.start_from": "Start from an embedding's file",
+    "embedding.learning_rate": "Learning rate of the vectors",
+    "embedding.norm": "Length of the vectors",
+    "embedding.rates": "Rates of the vectors by steps",
+    "embedding.file": "Files for word and network",
+    "embedding.picture": "A picture that holds the word",
     "generate.negative": "Negative prompt",
     "generate.cfg": "CFG scale",
     "generate.batch": "Pictures",
+    "compare.other": "Compare with",
+    "remark.sd_version": "For base model",
+    "remark.negative_text": "Negative text",
+    "rename.new": "New name",
+    "convert.to": "Form",
+    "convert.out": "Name of the converted file",
+    "resize.rank": "Largest rank",
+    "resize.dtype": "Numbers stored as",
+    "resize.out": "Name of the smaller file",
+    "merge.parts": "Networks and strengths, one a line",
+    "merge.rank": "Largest rank of the sum",
+    "merge.dtype": "Numbers of the sum stored as",
+    "merge.out": "Name of the merged file",
 }
 
 
@@ -198,6 +220,8 @@ def _shown(setting: Setting, value: Any, choices: Sequence[str] | None) -> Any:
     """A value of the config as the setting's field takes it."""
     if setting.kind == "list of texts":
         return list(value or ()) if choices else "\n".join(value or ())
+    if choices and value is None:
+        return ""
     if choices or setting.kind == "yes or no":
         return value
     if _is_typed(setting):
@@ -212,13 +236,14 @@ def _component(setting: Setting, value: Any, choices: Sequence[str] | None, visi
     if setting.kind == "list of texts" and choices:
         return gr.CheckboxGroup(choices=list(choices), **about)
     if choices:
-        return gr.Dropdown(choices=list(choices), **about)
+        left_out = [(_LEFT_OUT, "")] if setting.optional else []
+        return gr.Dropdown(choices=[*left_out, *choices], **about)
     if setting.kind == "list of texts":
         return gr.Textbox(lines=2, **about)
     if setting.kind == "yes or no":
         return gr.Checkbox(**about)
     if _is_typed(setting):
-        return gr.Textbox(placeholder=_PLACEHOLDERS.get(setting.key, "left out"), max_lines=1, **about)
+        return gr.Textbox(placeholder=_PLACEHOLDERS.get(setting.key, _LEFT_OUT), max_lines=1, **about)
     if setting.kind in _NUMBERS:
         return gr.Number(precision=0 if setting.kind == "whole number" else None, **about)
     return gr.Textbox(**about)

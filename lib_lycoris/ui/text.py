@@ -16,7 +16,7 @@ CSS = """
 .lycoris-problem [role=alert] p, .lycoris-progress [role=alert] p {
   margin: 0; padding: 0.6rem 0.8rem; border-left: 4px solid #c2410c; background: rgba(234, 88, 12, 0.12); overflow-wrap: anywhere;
 }
-.lycoris-hidden { position: absolute !important; width: 1px; height: 1px; overflow: hidden; opacity: 0; pointer-events: none; }
+.lycoris-hidden { position: absolute !important; visibility: hidden; width: 1px !important; height: 1px; min-width: 0 !important; overflow: hidden; }
 .lycoris-train { --block-info-text-color: #52525b; }
 .dark .lycoris-train { --block-info-text-color: #d4d4d8; }
 .lycoris-chart { margin: 0; }
@@ -26,9 +26,9 @@ CSS = """
 .lycoris-chart figcaption { font-size: 0.875rem; margin-bottom: 0.2rem; overflow-wrap: anywhere; }
 .lycoris-chart figcaption span { margin-left: 0.9rem; white-space: nowrap; }
 .lycoris-chart figcaption i { display: inline-block; width: 0.8rem; height: 0.2rem; margin-right: 0.35rem; vertical-align: middle; }
-.lycoris-bars { display: grid; grid-template-columns: minmax(5rem, max-content) 1fr max-content; gap: 0.1rem 0.6rem; align-items: center; font-size: 0.8rem; }
-.lycoris-bars span { overflow-wrap: anywhere; }
-.lycoris-bars meter { width: 100%; height: 0.8rem; }
+.lycoris-ranks { display: grid; grid-template-columns: minmax(5rem, max-content) 1fr max-content; gap: 0.1rem 0.6rem; align-items: center; font-size: 0.8rem; }
+.lycoris-ranks span { overflow-wrap: anywhere; }
+.lycoris-ranks meter { width: 100%; height: 0.8rem; }
 .lycoris-chart details { margin-top: 0.4rem; }
 .lycoris-chart summary { cursor: pointer; font-size: 0.875rem; }
 .lycoris-row { margin: 0.4rem 0; }
@@ -55,11 +55,6 @@ _PHASES = {
     "failed": "Failed",
     "interrupted": "Interrupted: the program ended during it. Resume goes on from the newest saved state",
 }
-
-
-def style() -> str:
-    """HTML of the page's CSS, for a host whose page is not ours."""
-    return f"<style>{CSS}</style>"
 
 
 def heading(title: str, line: str) -> str:

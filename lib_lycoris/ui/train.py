@@ -26,7 +26,7 @@ REST = {
     "data": "More about the pictures",
     "network": "More about the network",
     "embedding": "A new word with vectors of its own (embedding)",
-    "adapter": "More about the adapter",
+    "adapter": "Adapters: which one, and what its control pictures are like",
     "training": "More about the training",
     "validation": "Validation: is it learning or memorising?",
     "output": "More about the result and its previews",

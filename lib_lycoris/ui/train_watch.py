@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from ..errors import LycoError
-from . import charts, compat, text
+from . import compat, curves, text
 from .train_page import TrainPage
 
 _BUSY = ("preparing", "running", "pausing", "paused", "stopping")
@@ -46,7 +46,8 @@ def draw_watch(blocks: gr.Blocks, page: TrainPage) -> Watched:
         pause = gr.Button(_PAUSE, interactive=False, elem_id="lycoris_pause", visible=page.pause is not None)
         stop = gr.Button("Stop and save", interactive=False, elem_id="lycoris_stop")
         preview = gr.Button("Preview now", interactive=False, elem_id="lycoris_preview", visible=page.preview is not None)
-        refresh = gr.Button("Refresh", elem_id="lycoris_refresh", visible=not page.polls)
+        # a script of the host's page presses it
+        refresh = gr.Button("Refresh", elem_id="lycoris_refresh", elem_classes=["lycoris-hidden"], visible=not page.polls)
     problem = gr.HTML(elem_id="lycoris_train_problem", elem_classes=["lycoris-problem"])
     plan = gr.Textbox(label="What would happen", lines=4, max_lines=24, visible=False, interactive=False, elem_id="lycoris_plan")
     progress = gr.HTML(text.progress({}), elem_id="lycoris_progress", elem_classes=["lycoris-progress"])
@@ -105,8 +106,8 @@ def make_look(page: TrainPage) -> Callable[[str], list[Any]]:
         same_previews = seen.partition("|")[2] == mark.partition("|")[2]
         return [
             text.progress(state), _loss(state), gr.update() if same_previews else _previews(page, state),
-            charts.ranks(state.get("ranks") or {}, int(state.get("initial_rank") or 0)),
-            charts.curves({"learning rate": state.get("rates") or ()}, "Learning rate"), gr.update(value=tag, visible=bool(tag)),
+            curves.ranks(state.get("ranks") or {}, int(state.get("initial_rank") or 0)),
+            curves.curves({"learning rate": state.get("rates") or ()}, "Learning rate"), gr.update(value=tag, visible=bool(tag)),
             "\n".join(state.get("log", ())), gr.update(interactive=not busy), gr.update(interactive=busy and phase != "stopping"),
             gr.update(value=_RESUME if phase in _RESUMABLE else _PAUSE, interactive=phase in (*_RUNNING, *_RESUMABLE)),
             gr.update(interactive=phase in _RUNNING), mark,
@@ -117,18 +118,19 @@ def make_look(page: TrainPage) -> Callable[[str], list[Any]]:
 
 def _loss(state: Mapping[str, Any]) -> str:
     lines = {"loss": state.get("losses") or (), "validation": state.get("validations") or ()}
-    return charts.curves(lines, "Loss") or (_NOTHING if state.get("phase") == "idle" else "")
+    return curves.curves(lines, "Loss") or (_NOTHING if state.get("phase") == "idle" else "")
 
 
 def _previews(page: TrainPage, state: Mapping[str, Any]) -> str:
     """HTML of the previews: a row for each prompt, the picture from before first, then the newest."""
     if page.thumbnail is None:
         return ""
-    by_prompt: dict[str, list[tuple[int, str]]] = {}
+    by_prompt: dict[tuple[str, str], list[tuple[int, str]]] = {}
     for step, prompt, path in state.get("previews") or ():
-        by_prompt.setdefault(prompt, []).append((int(step), path))
+        number = path.rpartition("-")[2]  # two may have one prompt: the file's last number tells them apart
+        by_prompt.setdefault((prompt, number), []).append((int(step), path))
     rows = []
-    for prompt, made in by_prompt.items():
+    for (prompt, _), made in by_prompt.items():
         before = [one for one in made if one[0] == 0][:1]
         newest = [one for one in made if one[0] != 0][-(_COLUMNS - len(before)):]
         pictures = "".join(_preview(page.thumbnail, step, path, prompt) for step, path in (*before, *newest))

@@ -191,6 +191,11 @@ def dataset_folders() -> list[str]:
     return list(getattr(shared.cmd_opts, "lycoris_datasets", None) or ())
 
 
+def embedding_folder() -> Path:
+    """The folder in which the host looks for embeddings."""
+    return Path(shared.cmd_opts.embeddings_dir)
+
+
 def serves_api() -> bool:
     """Whether the host was started with its API."""
     return bool(getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False))

@@ -12,6 +12,7 @@ from lib_lycoris.library.catalogue import Catalogue
 from lib_lycoris.library.facts import FactsCache
 from lib_lycoris.library.shelf import Shelf
 from lib_lycoris.tools.inspect import inspect
+from lib_lycoris.tools.library import Library
 
 from . import settings
 from .applier import Applier
@@ -36,6 +37,7 @@ class Pages:
     def __init__(self, applier: Applier, component: Callable[..., Any], draw: Any) -> None:
         self._applier, self._draw = applier, draw
         self.shelf = Shelf(lambda: applier.catalogue, settings.network_folders, FactsCache(_recall), inspect=lambda path: inspect(path).as_json())
+        self.library = Library({"networks": self.shelf})
         self.paste = Paste(self.shelf)
         settings.register(component)
 

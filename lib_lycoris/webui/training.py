@@ -50,7 +50,7 @@ class Training:
         home = host.own_folder()
         self.job = TrainJob(self._run, call_queue.queue_lock, home / "training.json")
         self._paces = Paces(home / "paces.json")
-        self._fence = Fence(lambda: [*settings.network_folders(), home], _readable if host.open_to_others() else None, _ADVICE)
+        self._fence = Fence(lambda: [*settings.network_folders(), host.embedding_folder(), home], _readable if host.open_to_others() else None, _ADVICE)
         self.desk = Desk(home, self._fence, self._config, self.job, sample)
         self._interrogation = Interrogation(call_queue.queue_lock)
 
@@ -138,6 +138,8 @@ class Training:
             for name, value in part.items():
                 if name not in given:
                     config = config.set(f"{section}.{name}", value)
+        if config.network.kind == "embedding" and config.output.folder == str(host.network_folders()[0]):  # as the page has it, or nobody said anything
+            config = config.set("output.folder", str(host.embedding_folder()))
         self._fence.check(config)
         checkpoint = host.find_checkpoint(config.model.checkpoint)
         if host.is_loaded(checkpoint):
