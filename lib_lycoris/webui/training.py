@@ -50,7 +50,7 @@ class Training:
         home = host.own_folder()
         self.job = TrainJob(self._run, call_queue.queue_lock, home / "training.json")
         self._paces = Paces(home / "paces.json")
-        self._fence = Fence(lambda: [*settings.network_folders(), host.embedding_folder(), home], _readable if host.open_to_others() else None, _ADVICE)
+        self._fence = Fence(lambda: [*_written(), home], _readable if host.open_to_others() else None, _ADVICE)
         self.desk = Desk(home, self._fence, self._config, self.job, sample)
         self._interrogation = Interrogation(call_queue.queue_lock)
 
@@ -160,6 +160,11 @@ class Training:
             return result
         finally:
             self._applier.catalogue.scan()
+
+
+def _written() -> list[Path]:
+    """The folders in which the host and we look for what trainings make."""
+    return [*settings.network_folders(), host.embedding_folder(), host.adapter_folder()]
 
 
 def _readable() -> list[Path]:
