@@ -5,16 +5,17 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from lib_lycoris.errors import AdapterError, LycoError, shown
-from lib_lycoris.preprocess.sizes import fit
+from lib_lycoris.control import preparing as control
+from lib_lycoris.errors import AdapterError, ConfigError, LycoError, shown
+from lib_lycoris.patching.places import find_places
 from lib_lycoris.prompt.unit import Unit, render_unit
 from lib_lycoris.prompt.unit_values import split_unit
 
 from . import adapter_pictures, host
-from .adapter_features import Features, check_fits, make_features
+from .adapter_texts import extend_texts
 from .problems import tell
 from .rows import rows_of, step_of
 
@@ -29,15 +30,11 @@ class Asked:
         number: of the unit on the page, from 1.
         unit: its values.
         pictures: what it was given beside them.
-        maps: control maps by (which of its pictures, size).
-        features: weighted ones by (which of its pictures each of the batch has, size).
     """
 
     number: int
     unit: Unit
     pictures: Mapping[str, Any]
-    maps: dict[tuple[int, tuple[int, int]], Any] = field(default_factory=dict)
-    features: dict[tuple[tuple[int, ...], tuple[int, int]], list[Any]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -52,10 +49,10 @@ class AdapterWork:
         self._owner = weakref.ref(p)
         self._adapters = adapters
         self._asked = list(asked)
-        self._features: Features | None = None
+        self._control: Any = None
         self._model: Any = None
         self._size = (0, 0)
-        self._first_size: tuple[int, int] | None = None
+        self._maps: dict[tuple[int, int, int], Any] = {}
         self._device: Any = None
         self._hires = False
         self._pictures: list[int] = []
@@ -98,8 +95,6 @@ class AdapterWork:
         self.take_off()
         self._hires = bool(getattr(p, "is_hr_pass", False))
         self._size, self._device = (x.shape[-1] * 8, x.shape[-2] * 8), x.device
-        if not self._hires:
-            self._first_size = self._size
         self._pictures = [p.iteration * p.batch_size + row for row in range(len(x))]
         with self._telling():
             self._attach()
@@ -111,9 +106,10 @@ class AdapterWork:
         with self._telling():
             if host.loaded_model() is not self._model:
                 self._attach()
-            if self._features is not None:
-                step, steps = step_of(params.denoiser)
-                self._features.begin_step(step, steps, [picture for picture, _ in rows_of(params)])
+            if self._control is not None:
+                rows = rows_of(params)
+                self._control.begin_step(*step_of(params.denoiser), [picture for picture, _ in rows])
+                extend_texts(params, self._control, rows)
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -129,17 +125,17 @@ class AdapterWork:
 
     def take_off(self) -> None:
         """Leaves the model without a trace."""
-        features, self._features, self._model, self._pictures = self._features, None, None, []
+        on, self._control, self._model, self._pictures = self._control, None, None, []
         if self._barrier is not None:
             self._barrier.remove()
             self._barrier = None
-        if features is not None:
-            features.restore()
+        if on is not None:
+            on.restore()
 
     def check(self) -> None:
         """Tells what only showed while the model ran; called at the end of a sampling."""
-        if self._features is not None:
-            for problem in self._features.session.problems:
+        if self._control is not None:
+            for problem in self._control.problems:
                 self.fail(f"lyco: {problem}", False)
 
     def fail(self, problem: str, strict: bool) -> None:
@@ -157,55 +153,74 @@ class AdapterWork:
     def finish(self, processed: Any) -> None:
         """Adds the control maps that were asked for to the results."""
         p = self._owner()
-        for asked in self._asked:
-            if asked.unit.save_map:
-                for (_, size), made in asked.maps.items():
-                    if size == (self._first_size or self._size):
-                        adapter_pictures.add_result(p, processed, made, f"control-map-{asked.number}")
+        wanted = {asked.number for asked in self._asked if asked.unit.save_map}
+        for (number, _, _), made in sorted(self._maps.items(), key=lambda item: item[0]):
+            if number in wanted:
+                adapter_pictures.add_result(p, processed, made, f"control-map-{number}")
 
     def _attach(self) -> None:
         """Puts the features on the model that is loaded now."""
-        if self._features is not None:
-            self._features.restore()
-        self._features, self._model = None, host.loaded_model()
-        asked = [each for each in self._asked if each.unit.in_pass(self._hires)]
-        if not asked:
+        if self._control is not None:
+            self._control.restore()
+        self._control, self._model = None, host.loaded_model()
+        acting = [each for each in self._asked if each.unit.in_pass(self._hires)]
+        if not acting:
             return
         try:
             host.check_reachable("adapters")
-            features = Features(host.trees_of(self._model).unet)
+            unet = host.trees_of(self._model).unet
+            layout = find_places(unet).layout
         except LycoError as error:
-            for each in asked:
+            for each in acting:
                 self._refuse(each, str(error))
             return
-        for each in asked:
+        asked = [control.Asked(Unit(enabled=False))] * max(each.number for each in acting)
+        for each in acting:
             try:
-                self._check_base_model(each)
-                features.add(each.unit, self._features_of(each, features.session))
+                self._check_layout(each, layout)
+                asked[each.number - 1] = self._pictures_of(each)
             except LycoError as error:
                 self._refuse(each, str(error))
-        self._features = features
+        try:
+            prepare = self._adapters.preparation.prepare
+            self._take(prepare(unet, asked, self._size, len(self._pictures), self._device, self._hires, host.base_model(self._model)))
+        except AdapterError as error:
+            self.fail(f"lyco: {error}", False)
+            self._stop = self._stop or error
 
-    def _check_base_model(self, asked: Asked) -> None:
-        """Tells where an adapter was trained on another base model; whether it fits at all, its features' channels say."""
-        facts, base = self._adapters.shelf.facts(asked.unit.adapter), host.base_model(self._model)
-        if facts.base_model is not None and base is not None and facts.base_model != base and not self._hires:
-            self.fail(f"lyco: {asked.name} was trained on {facts.base_model}, and the loaded checkpoint is {base}", False)
+    def _take(self, prepared: Any) -> None:
+        """Keeps what was prepared for this pass."""
+        for problem in prepared.problems:
+            self.fail(f"lyco: {problem}", False)
+        if not self._hires:
+            self._maps.update({(number, place, self._pictures[0]): made for place, (number, made) in enumerate(prepared.maps)})
+        if prepared.fuser:
+            self._owner().extra_generation_params["Lyco adapter fuser"] = prepared.fuser
+        self._control = prepared.control
 
-    def _features_of(self, asked: Asked, session: Any) -> list[Any]:
-        """A unit's weighted features for this pass, [1 or B,C,h,w] each; computed once for a size and its pictures."""
-        sources = tuple(self._source(asked, picture) for picture in self._pictures)
-        sources = sources[:1] if len(set(sources)) == 1 else sources
-        key = sources, self._size
-        adapter = self._adapters.load(asked.unit.adapter)
-        check_fits(adapter, asked.unit.adapter, session)
-        if key not in asked.features:
-            maps = [self._map(asked, source, self._size) for source in sources]
-            asked.features[key] = make_features(adapter, asked.unit, maps, self._region_of(asked), self._device)
-        return asked.features[key]
+    def _check_layout(self, asked: Asked, layout: str) -> None:
+        """Raises where an adapter is for another UNet: SD 1's and SDXL's have the same channels, so that nothing else would notice.
+
+        Raises:
+            LycoError: it is, or there is no such adapter.
+        """
+        self._adapters.path_of(asked.unit.adapter)
+        facts = self._adapters.shelf.facts(asked.unit.adapter)
+        if facts.layout is not None and facts.layout != layout:
+            raise ConfigError("it is for another model than the loaded checkpoint; refresh the list and choose one of those that fit")
 
     def _refuse(self, asked: Asked, why: str) -> None:
         self.fail(f"lyco: {asked.name} was left out: {why}", asked.unit.strict)
+
+    def _pictures_of(self, asked: Asked) -> control.Asked:
+        """A unit with what it looks at in this pass: one picture for all of the batch where they have the same, else one for each."""
+        sources = [self._source(asked, picture) for picture in self._pictures]
+        sources = sources[:1] if len(set(sources)) == 1 else sources
+        pictures = [self._picture(asked, source) for source in sources]
+        region = asked.pictures.get("mask")
+        if region is not None:
+            region = adapter_pictures.crop_to_masked(self._owner(), adapter_pictures.read_picture(region))
+        return control.Asked(asked.unit, tuple(each for each in pictures if each is not None), region)
 
     def _source(self, asked: Asked, picture: int) -> int:
         """Which of its pictures a unit looks at for one of the run's; -1: the only one it has, or none."""
@@ -215,33 +230,13 @@ class AdapterWork:
         inits = getattr(self._owner(), "init_images", None) or ()
         return -1 if "picture" in asked.pictures or len(inits) < 2 else picture % len(inits)
 
-    def _map(self, asked: Asked, source: int, size: tuple[int, int]) -> Any:
-        """A control map at a pass's size; that of a hires pass is the first pass's, brought to its size as the picture is."""
-        first = self._first_size or size
-        if (source, first) not in asked.maps:
-            asked.maps[source, first] = self._make_map(asked, source, first)
-        if (source, size) not in asked.maps:
-            asked.maps[source, size] = fit(asked.maps[source, first], *size, "crop and resize")
-        return asked.maps[source, size]
-
-    def _make_map(self, asked: Asked, source: int, size: tuple[int, int]) -> Any:
+    def _picture(self, asked: Asked, source: int) -> Any:
         p, own = self._owner(), asked.pictures.get("pictures")
         given = own[source] if own else asked.pictures.get("picture")
         if given is not None:
-            picture = adapter_pictures.crop_to_masked(p, adapter_pictures.read_picture(given))
-        else:
-            picture = adapter_pictures.init_picture(p, max(0, source))
-            if picture is not None:
-                picture = adapter_pictures.fit_init(p, adapter_pictures.crop_to_masked(p, picture), size)
-        return self._adapters.make_map(asked.unit, picture, size)
-
-    def _region_of(self, asked: Asked) -> Any:
-        """Where the unit acts [H,W] uint8; None: everywhere."""
-        given = asked.pictures.get("mask")
-        if given is None:
-            return None
-        region = adapter_pictures.crop_to_masked(self._owner(), adapter_pictures.read_picture(given))
-        return fit(region, *self._size, asked.unit.resize_mode).max(axis=-1)
+            return adapter_pictures.crop_to_masked(p, adapter_pictures.read_picture(given))
+        picture = adapter_pictures.init_picture(p, max(0, source))
+        return None if picture is None else adapter_pictures.fit_init(p, adapter_pictures.crop_to_masked(p, picture), self._size)
 
 
 class Sample:

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib_lycoris.errors import LycoError, NetworkFileError, UnknownNetworkError, shown
+from lib_lycoris.control.making import make_map, settle
+from lib_lycoris.control.preparing import Preparation
+from lib_lycoris.errors import LycoError, UnknownNetworkError, shown
 from lib_lycoris.library.adapters import AdapterShelf
 from lib_lycoris.preprocess.choose import choose_preprocessor, choose_resolution
-from lib_lycoris.preprocess.table import TABLE, Preprocessor, control_map, find_preprocessor
-from lib_lycoris.prompt.unit import AUTO, Unit
+from lib_lycoris.preprocess.table import TABLE, Preprocessor
+from lib_lycoris.prompt.unit import Unit
 from lib_lycoris.prompt.unit_values import split_unit
 
 from . import clip_vision, host, settings
@@ -25,10 +27,12 @@ class Adapters:
 
     Attributes:
         shelf: the files; its folders follow the settings.
+        preparation: what stays of them from one picture to the next.
     """
 
     def __init__(self) -> None:
         self.shelf = AdapterShelf(settings.adapter_folders())
+        self.preparation = Preparation(self.shelf)
 
     def look_into_folders(self) -> None:
         """Looks where the settings say now."""
@@ -80,15 +84,7 @@ class Adapters:
         Raises:
             ConfigError: no preprocessor has that name.
         """
-        facts = None
-        try:
-            facts = self.shelf.facts(unit.adapter) if unit.adapter else None
-        except (NetworkFileError, UnknownNetworkError):
-            facts = None  # whoever loads it says so
-        name = self.preprocessor_of(unit.adapter) if unit.preprocessor == AUTO else unit.preprocessor
-        found = find_preprocessor(name)
-        told = unit.processor_resolution or (choose_resolution(facts.resolution, facts.layout, name) if facts else None)
-        return found, told
+        return settle(unit, self._facts(unit))
 
     def make_map(self, unit: Unit, picture: Any, size: tuple[int, int]) -> Any:
         """The control map [H,W,3] uint8 of a unit for a picture of `size` (width, height) that is to be made.
@@ -101,9 +97,14 @@ class Adapters:
         Raises:
             ConfigError: no picture, or a value that will not do.
         """
-        preprocessor, resolution = self.settle(unit)
-        values = preprocessor.make_values(unit.threshold_a, unit.threshold_b, unit.palette, unit.keypoints)
-        return control_map(preprocessor, values, size, picture, resolution, unit.resize_mode)
+        return make_map(unit, self._facts(unit), picture, size)
+
+    def _facts(self, unit: Unit) -> Any:
+        """The adapter's; None where there is none, or it is of no use: whoever loads it says so."""
+        try:
+            return self.shelf.facts(unit.adapter) if unit.adapter else None
+        except LycoError:
+            return None
 
     def preview(self, values: Mapping[str, Any], size: tuple[int, int]) -> Any:
         """The control map of a unit that is given as a mapping, pictures among it.
@@ -129,15 +130,6 @@ class Adapters:
         return [{"name": each.name, "label": each.label, "help": each.help, "source": each.source, "parameters": [
             {"name": setting.name, "help": setting.help, "minimum": setting.minimum, "maximum": setting.maximum, "default": setting.default,
              "whole": setting.kind == "whole number"} for setting in each.parameters]} for each in TABLE]
-
-    def load(self, name: str) -> Any:
-        """The adapter of that name, one of those that the folders hold.
-
-        Raises:
-            LycoError: there is none, or its file is of no use.
-        """
-        self.path_of(name)
-        return self.shelf.load(name)
 
     def path_of(self, name: str) -> Path:
         """The file of an adapter, one of those that the folders hold.
