@@ -15,10 +15,11 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from starlette.concurrency import run_in_threadpool
 
-from ..errors import BusyError, LycoError, UnknownNetworkError
+from ..errors import BusyError, LycoError, UnknownNetworkError, UnknownPresetError
 from ..prompt.unit import Unit
 from ..setting import Action, Setting, section_settings
 from ..training.config import json_schema
+from .desk import add_desk
 
 PREFIX = "/lycoris/v1"
 LARGEST_BODY = 1_000_000
@@ -68,6 +69,9 @@ class Callables:
         resume: goes on with the training that is paused (or was stopped, or failed), or takes a config and goes on from its newest saved state;
             gives the state.
         generate: takes settings of a picture, gives a mapping with pictures.
+        preview: asks the running training for preview pictures now, gives the state.
+        check: takes a training config, gives in words what would happen.
+        desk: what is around a training, as `training.desk.Desk`: pictures, captions, uploads, presets, settings in other forms.
         preprocess: takes a folder and an interrogator's name, writes captions for the pictures without one, gives which.
         library: what can be done with the files on disk.
         adapters: gives one mapping for each T2I-Adapter on disk.
@@ -86,6 +90,9 @@ class Callables:
     pause: Callable[[], Mapping[str, Any]] | None = None
     resume: Callable[[Mapping[str, Any] | None], Mapping[str, Any]] | None = None
     preprocess: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    preview: Callable[[], Mapping[str, Any]] | None = None
+    check: Callable[[Mapping[str, Any]], Sequence[str]] | None = None
+    desk: Any = None
     adapters: Callable[[], Sequence[Mapping[str, Any]]] | None = None
     control_map: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     preprocessors: Callable[[], Sequence[Mapping[str, Any]]] | None = None
@@ -142,6 +149,11 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
     add("POST", "/train/pause", "Save the running training and free the model until it is resumed", callables.pause)
     add("POST", "/train/resume", "Go on with the paused (or stopped, or failed) training; with a config: from that training's newest saved state",
         callables.resume, json_schema(), required=False)
+    add("POST", "/train/preview", "Make preview pictures after the step that the running training is in", callables.preview)
+    add("POST", "/train/check", "In words, what a training would do; the body is its config",
+        None if callables.check is None else lambda config: {"lines": list(callables.check(config))}, json_schema())
+    if callables.desk is not None:
+        add_desk(add, callables.desk)
     if callables.adapters is not None:
         add("GET", "/adapters", "The T2I-Adapters on disk, and the preprocessors of control maps", callables.list_adapters)
     if callables.preprocess is not None or callables.control_map is not None:
@@ -248,7 +260,7 @@ async def _read_body(request: Request, needed: bool, largest: int) -> Mapping[st
     async for piece in request.stream():
         text += piece
         if len(text) > largest:
-            advice = "the settings alone" if largest == LARGEST_BODY else "a smaller picture"
+            advice = "the settings alone" if largest == LARGEST_BODY else "a smaller picture, or fewer files at once"
             raise BodyError(f"the request's body is larger than {largest} bytes: post {advice}")
     if not needed and not text.strip():
         return None
@@ -270,7 +282,7 @@ def _error_response(error: LycoError) -> JSONResponse:
     return JSONResponse({"error": str(error)}, status_code=status, headers=headers)
 
 
-_STATUS = ((BusyError, 409), (UnknownNetworkError, 404))
+_STATUS = ((BusyError, 409), (UnknownNetworkError, 404), (UnknownPresetError, 404))
 _ERROR = {
     "description": "What was wrong, where, and what to do",
     "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}}},

@@ -188,6 +188,21 @@ def network_folders() -> list[Path]:
     return [Path(folder) for folder in dict.fromkeys((str(lyco or models / "LyCORIS"), str(lora or models / "Lora")))]
 
 
+def own_folder() -> Path:
+    """Our own folder in the host's data folder: uploaded datasets, presets, what is known of the newest training. Not made."""
+    return Path(shared.data_path) / "lycoris"
+
+
+def open_to_others() -> bool:
+    """Whether others may reach the WebUI who may not install extensions either: --listen, --share, … without --enable-insecure-extension-access."""
+    return bool(getattr(shared.cmd_opts, "disable_extension_access", False))
+
+
+def dataset_folders() -> list[str]:
+    """The folders of --lycoris-datasets."""
+    return list(getattr(shared.cmd_opts, "lycoris_datasets", None) or ())
+
+
 def adapter_folder() -> Path:
     """The folder for T2I-Adapters."""
     return Path(shared.models_path, "T2I-Adapter")

@@ -85,6 +85,8 @@ def made_to_fit(sections):
         network["init_rank"] = max(network["init_rank"], network["target_rank"] or network["rank"])
     if network["kind"] not in ("lora", "locon", "adalora", "loha") or (network["kind"] == "loha" and network["dora"]):
         output["form"] = "kohya"
+    if embedding["word"] == output["name"]:
+        output["form"] = "kohya"
     if embedding["word"] is not None:
         embedding["file"] = "one" if output["form"] == "kohya" else "two"
     return {**sections, "data": data, "network": network, "training": training, "output": output, "embedding": embedding}

@@ -36,7 +36,8 @@ class StandIn:
 
         self._builtin, self._extra_networks, self._callbacks = networks, extra_networks, script_callbacks
         self._models, self._shared = sd_models, shared
-        shared.models_path, networks.folder = str(folder), self.networks
+        shared.models_path, shared.data_path, networks.folder = str(folder), str(folder / "data"), self.networks
+        shared.cmd_opts.embeddings_dir = str(folder / "embeddings")
         torch.manual_seed(0)
         first = tiny_model.TinyModel()
         configs = {self.base: "a", self.same_config: "a", self.own_config: "b"}
