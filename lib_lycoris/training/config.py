@@ -204,7 +204,8 @@ class NetworkSettings(Section):
     tucker: bool = setting(False, "Give convolutions larger than 1×1 a Tucker core, which needs fewer numbers (locon, loha, lokr).")
     dora: bool = setting(False, "Train each output's magnitude apart from its direction (DoRA) on lora, locon, loha and lokr.")
     dora_on_output: bool = setting(
-        True, "DoRA: magnitudes of outputs, as its paper, PEFT and LyCORIS since 3.2 have them. false: of inputs, the only ones that the WebUI's built-in extension reads right."
+        True, "DoRA: magnitudes of outputs, as its paper, PEFT and LyCORIS since 3.2 have them. false: of inputs, the only ones that the WebUI's built-in "
+        "extension reads right.",
     )
     rs_lora: bool = setting(False, "Scale by alpha / √rank instead of alpha / rank.")
     factor: int | None = setting(

@@ -43,7 +43,8 @@ def test_the_model_predicts_in_lycoris_what_it_does_here(tmp_path, backbone, mon
     rate = 0.05 if name == "norm" else 0.01
     config = TrainConfig.from_dict({
         "data": {"folders": [str(tmp_path / "data")], "resolution": 64, "batch_size": 1}, "network": {"rank": 4, **KINDS[name]},
-        "training": {"steps": 8 if name == "adalora" else 2, "learning_rate": rate}, "output": {"folder": str(tmp_path), "name": "net", "dtype": "fp32", "save_every": 0},
+        "training": {"steps": 8 if name == "adalora" else 2, "learning_rate": rate},
+        "output": {"folder": str(tmp_path), "name": "net", "dtype": "fp32", "save_every": 0},
     })
     before, path = answer(backbone), train(config, backbone).path
     with patch(backbone.unet, backbone.text_encoders) as session:
