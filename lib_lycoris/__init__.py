@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lib_lycoris.errors import NetworkFileError
     from lib_lycoris.library.adapters import open_adapter
+    from lib_lycoris.library.embeddings import open_embedding
     from lib_lycoris.library.load import open_network
     from lib_lycoris.patching.session import patch
     from lib_lycoris.training.allocator import RankAllocator
 
-__all__ = ["NetworkFileError", "RankAllocator", "open_adapter", "open_network", "patch"]
+__all__ = ["NetworkFileError", "RankAllocator", "open_adapter", "open_embedding", "open_network", "patch"]
 
 _HOMES = {
     "NetworkFileError": "lib_lycoris.errors",
     "RankAllocator": "lib_lycoris.training.allocator",
     "open_adapter": "lib_lycoris.library.adapters",
+    "open_embedding": "lib_lycoris.library.embeddings",
     "open_network": "lib_lycoris.library.load",
     "patch": "lib_lycoris.patching.session",
 }

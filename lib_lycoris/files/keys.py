@@ -49,9 +49,10 @@ def split_key(key: str) -> tuple[str, str] | None:
     return None
 
 
+EMBEDDING = "a textual-inversion embedding; put it into the embeddings folder and use it by its name in the prompt (open_embedding reads it)"
 # What else people put into a network folder: marks in its keys, and what it is.
 _FOREIGN = (
-    (r"bundle_emb\.|string_to_param|string_to_token|emb_params$|^clip_[lgh]$", "a textual-inversion embedding; use it by its name in the prompt"),
+    (r"bundle_emb\.|string_to_param|string_to_token|emb_params$|^clip_[lgh]$", EMBEDDING),
     (r"lllite_", "a ControlNet-LLLite, which the ControlNet extension loads"),
     (r"^ip_adapter|^image_proj", "an IP-Adapter, which the ControlNet extension loads"),
     (r"control_model\.|input_hint_block|zero_convs|controlnet_|^controlnet", "a ControlNet; put it into models/ControlNet"),

@@ -54,6 +54,15 @@ HELD = {
     "sshs_model_hash": "sha256 of the tensors",
     "sshs_legacy_hash": "the same idea, as older tools look it up",
 }
+# What an adapter's file can hold besides.
+HELD_BY_ADAPTERS = {
+    "lyco_adapter_layout": "adapters: whose UNet's sizes the maps have, sd or sdxl",
+    "lyco_adapter_preprocessor": "adapters: what the control pictures were made with",
+    "lyco_adapter_preprocessor_values": "adapters: its values where they were not its own",
+    "lyco_adapter_resolution": "adapters: shorter side of the control pictures, in pixels",
+    "lyco_adapter_downscale": "adapters: pixels for each cell of the first map",
+    "lyco_adapter_task": "adapters: what it goes by for the CoAdapter fuser",
+}
 # What a loader can't do without; kohya's tools keep the same set under "no_metadata".
 MINIMUM = ("ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args")
 
@@ -67,7 +76,9 @@ _CROSS_ATTENTION = re.compile(r"attn2[._](?:processor[._])?to_[kv](?:_lora)?\.(?
 class TrainingFacts:
     """What a training run knows when it saves; what is None is left out of the file.
 
-    `rank` and `alpha` are "Dynamic" where layers have their own. `module` is kohya's name of who loads the file, `arguments` what that is to be told.
+    `rank` and `alpha` are "Dynamic" where layers have their own. `module` is kohya's name of who loads the file, `arguments` what that is to
+    be told; `form` is the specification's word for what the file is, "lora", "textual-inversion" or
+    "t2i-adapter".
     `checkpoint_name` may be a path: its folder is dropped. `tag_frequency` is {caption part: count}. Times are seconds since 1970.
     """
 
@@ -76,7 +87,7 @@ class TrainingFacts:
     prediction: str = "eps"
     rank: int | str | None = None
     alpha: float | str | None = None
-    module: str = "networks.lora"
+    module: str | None = "networks.lora"
     arguments: Mapping[str, object] = field(default_factory=dict)
     conv_rank: int | None = None
     conv_alpha: float | None = None
@@ -87,7 +98,7 @@ class TrainingFacts:
     batch_size: int | None = None
     steps: int | None = None
     planned_steps: int | None = None
-    learning_rate: float | None = None
+    learning_rate: float | str | None = None
     unet_learning_rate: float | None = None
     text_encoder_learning_rate: float | None = None
     optimizer: str | None = None
@@ -101,6 +112,7 @@ class TrainingFacts:
     trigger_words: Sequence[str] = ()
     tag_frequency: Mapping[str, int] = field(default_factory=dict)
     comment: str | None = None
+    form: str = "lora"
 
     def __post_init__(self) -> None:
         if not self.name or re.search(r"[/\\]", self.name):
@@ -187,7 +199,7 @@ def _modelspec_values(facts: TrainingFacts) -> dict[str, object]:
         architecture = "stable-diffusion-v2-768-v"
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.architecture": f"{architecture}/{facts.form}",
         "modelspec.implementation": "diffusers",
         "modelspec.title": facts.name,
         "modelspec.date": ended.strftime("%Y-%m-%dT%H:%M:%S") if ended else None,

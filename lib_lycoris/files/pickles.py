@@ -78,10 +78,11 @@ class StoredTensor:
 
 
 class PickleFile:
-    """A pickled file whose structure was read: `tensors` by name, and `read` for their values."""
+    """A pickled file whose structure was read: `tensors` by name, `remarks` (its texts and numbers by name), and `read` for the tensors' values."""
 
-    def __init__(self, path: str | os.PathLike[str], tensors: dict[str, StoredTensor], places: Mapping[str, tuple[int, int]]):
-        self.tensors = tensors
+    def __init__(self, path: str | os.PathLike[str], named: dict[str, StoredTensor | str | int | float], places: Mapping[str, tuple[int, int]]):
+        self.tensors = {name: value for name, value in named.items() if isinstance(value, StoredTensor)}
+        self.remarks = {name: value for name, value in named.items() if isinstance(value, (str, int, float))}
         self._path = path
         self._places = places
 
@@ -154,7 +155,9 @@ class _Unpickler(pickle.Unpickler):
             raise _Forbidden(f"{module}.{name}")
         return allowed
 
-    def persistent_load(self, pid: object) -> _Storage:
+    def persistent_load(self, pid: object) -> object:
+        if pid[0] == "module":  # the old format tells a module's source beside its class
+            return pid[1]
         kind, dtype, key, _, count = pid[:5]
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, (str, int)) or type(count) is not int or count < 0:
             raise ValueError("a storage is described in a way that torch does not use")
@@ -222,10 +225,23 @@ _ALLOWED: dict[tuple[str, str], Callable] = {
 }
 
 
+class _Bounded:
+    """A file of which nobody can ask for more bytes at once than a pickle may have: a length that was damaged must not be allocated."""
+
+    def __init__(self, file: BinaryIO):
+        self.tell, self.readline, self._read = file.tell, file.readline, file.read
+
+    def read(self, count: int) -> bytes:
+        """So many bytes, fewer at the end."""
+        if count > _LONGEST_PICKLE:
+            raise ValueError(f"it claims {count} bytes in one piece")
+        return self._read(count)
+
+
 def _load(file: BinaryIO) -> tuple[object, dict[str, _Storage]]:
     """The value and the storages of the pickle that begins at the file's position; the file stands behind it afterwards."""
     start = file.tell()
-    for count, (opcode, argument, place) in enumerate(pickletools.genops(file)):
+    for count, (opcode, argument, place) in enumerate(pickletools.genops(_Bounded(file))):
         if opcode.name not in _OPCODES:
             raise _Forbidden(f"pickle opcode {opcode.name}")
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
@@ -285,7 +301,9 @@ def _read_legacy(file: BinaryIO) -> tuple[object, dict[str, tuple[int, int]]]:
     return content, places
 
 
-def _named(content: object) -> dict[str, StoredTensor]:
+def _named(content: object) -> dict[str, StoredTensor | str | int | float]:
+    if isinstance(content, StoredTensor):
+        content = {"tensor": content}
     if isinstance(content, list) and content and all(isinstance(value, StoredTensor) for value in content):  # cloneofsimo's, whose order says what is what
         content = dict(enumerate(content))
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
@@ -297,7 +315,7 @@ def _named(content: object) -> dict[str, StoredTensor]:
         if isinstance(name, (str, int)):
             value = value.parameters if isinstance(value, _Container) else value
             inner = {f"{name}.{key}": each for key, each in value.items() if isinstance(key, (str, int))} if isinstance(value, dict) else {str(name): value}
-            flat.update({key[:_LONGEST_NAME]: each for key, each in inner.items() if isinstance(each, StoredTensor)})
+            flat.update({key[:_LONGEST_NAME]: each for key, each in inner.items() if isinstance(each, (StoredTensor, str, int, float))})
     return flat
 
 

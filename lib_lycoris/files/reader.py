@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -19,8 +19,8 @@ from lib_lycoris.files.safetensors import read_header, read_tensors
 _NO_MODELS = (
     (b"<", "a web page, what a failed download leaves"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
-    (b"\x89PNG", "a picture"),
-    (b"\xff\xd8\xff", "a picture"),
+    (b"\x89PNG", "a picture (open_embedding reads the embedding that one may hold)"),
+    (b"\xff\xd8\xff", "a picture (open_embedding reads the embedding that one may hold)"),
     (b"GGUF", "a GGUF file, which holds quantised models"),
     (b"Rar!", "a RAR archive; unpack it first"),
     (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
@@ -36,12 +36,16 @@ class Read(Protocol):
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A file whose structure was read: the tensors' names, its metadata, their shapes, and `read` for the tensors themselves."""
+    """A file whose structure was read: the tensors' names, its metadata, their shapes, and `read` for the tensors themselves.
+
+    `remarks` are the texts and numbers that stand beside the tensors in a pickle.
+    """
 
     names: tuple[str, ...]
     metadata: dict[str, str]
     read: Read
     shapes: dict[str, tuple[int, ...]]
+    remarks: Mapping[str, str | int | float] = field(default_factory=dict)
 
 
 def open_tensor_file(path: str | os.PathLike[str]) -> TensorFile:
@@ -56,7 +60,8 @@ def open_tensor_file(path: str | os.PathLike[str]) -> TensorFile:
         raise NetworkFileError(f"{shown(path)} is empty; get it again")
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04") and start[8:9] != b"{":  # 0x80 may also be the length of a safetensors header
         pickled = open_pickle(path)
-        return TensorFile(tuple(pickled.tensors), {}, pickled.read, {name: stored.shape for name, stored in pickled.tensors.items()})
+        shapes = {name: stored.shape for name, stored in pickled.tensors.items()}
+        return TensorFile(tuple(pickled.tensors), {}, pickled.read, shapes, pickled.remarks)
     for magic, what in _NO_MODELS:
         if start.lstrip().startswith(magic) and start[8:9] != b"{":
             raise NetworkFileError(f"{shown(path)} is {what}: no network file; get it again from where it is offered")

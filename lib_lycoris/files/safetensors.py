@@ -7,24 +7,22 @@ metadata changes from run to run).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import re
-import secrets
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lib_lycoris.errors import LycoError, NetworkFileError, shown
+from lib_lycoris.errors import NetworkFileError, shown
 from lib_lycoris.files import memory
+from lib_lycoris.files.atomic import write_whole
 from lib_lycoris.files.numbers import PIECE, find_infinite, not_finite
 from lib_lycoris.files.regular import open_regular, unreadable
 
@@ -211,20 +209,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
     Raises:
         LycoError: the folder is missing, full or not writable; the older file is unchanged.
     """
-    goal = Path(os.path.realpath(path))
-    draft = goal.with_name(f".{goal.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(draft, "xb") as file:
-            file.writelines(serialise(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, goal)
-    except OSError as error:
-        advice = "free some space or choose another folder; what was there before is unchanged"
-        raise LycoError(f"{shown(path)} could not be written: {error.strerror or error}; {advice}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()
+    write_whole(path, serialise(tensors, metadata))
 
 
 def serialise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Iterator[memoryview | bytes]:

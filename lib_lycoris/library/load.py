@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lib_lycoris.errors import ConfigError, NetworkFileError, shown
 from lib_lycoris.files import peft
-from lib_lycoris.files.keys import describe_foreign
+from lib_lycoris.files.embeddings import is_embedding
+from lib_lycoris.files.keys import EMBEDDING, describe_foreign
 from lib_lycoris.files.reader import TensorFile, open_tensor_file
 from lib_lycoris.library.arrangement import Arrangement, arrange
 from lib_lycoris.library.lazy import LazyMapping
@@ -126,7 +127,7 @@ def _is_peft(path: str | os.PathLike[str], file: TensorFile) -> bool:
 
 
 def _what_else(path: str | os.PathLike[str], file: TensorFile) -> str:
-    foreign = describe_foreign(file.names)
+    foreign = EMBEDDING if is_embedding(file) else describe_foreign(file.names)
     if foreign is not None:
         return f"{shown(path)} is no LoRA-like network but {foreign}"
     examples = ", ".join(shown(name, 60) for name in file.names[:3]) or "nothing"

@@ -15,9 +15,13 @@ class Rows:
 
     A step's rows come in one UNet call or in several, one after the other. A call with more rows than the dial holds, as those who cut pictures into
     tiles make it, has all of them several times over. Within a call a layer may see each row k times in a row, as attention over parts of a picture does it.
+
+    Args:
+        what: the rows' values, for problems in words.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "strengths of single pictures") -> None:
+        self._what = what
         self.problems: list[str] = []
         self._next = 0
         self._start = 0
@@ -46,6 +50,16 @@ class Rows:
             self._seen[key] = self._find(dial.value, count)
         return self._seen[key]
 
+    def numbers(self, total: int) -> list[int] | None:
+        """Which of a step's `total` rows the running call holds, row by row; None where they can't be told apart, and `problems` says so."""
+        if self._count is None:
+            return list(range(total))
+        span = self._span(total)
+        if span is None:
+            self._lost(f"a call of the UNet with {self._count} rows does not fit into a step of {total}")
+            return None
+        return [*range(*span[0])] * span[1]
+
     def _find(self, value: float | Tensor, count: int) -> float | Tensor:
         if isinstance(value, float):
             return value
@@ -61,16 +75,22 @@ class Rows:
 
     def _window(self, value: Tensor) -> Tensor | None:
         """The part of [rows] that this call holds."""
-        rows, count = len(value), self._count
-        if count is None:  # a layer called on its own
+        if self._count is None:  # a layer called on its own
             return value
-        start = self._start % rows
+        span = self._span(len(value))
+        if span is None:
+            return None
+        return value[slice(*span[0])] if span[1] == 1 else value.repeat(span[1])
+
+    def _span(self, rows: int) -> tuple[tuple[int, int], int] | None:
+        """((first, behind the last), how many times) of a step's rows that this call holds."""
+        start, count = self._start % rows, self._count
         if start + count <= rows:
-            return value[start:start + count]
-        return value.repeat(count // rows) if not start and count % rows == 0 else None
+            return (start, start + count), 1
+        return ((0, rows), count // rows) if not start and count % rows == 0 else None
 
     def _lost(self, why: str) -> float:
-        problem = f"strengths of single pictures were left out: {why}"
+        problem = f"{self._what} were left out: {why}"
         if problem not in self.problems:
             self.problems.append(problem)
         return 0.0

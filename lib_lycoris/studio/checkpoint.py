@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..files.embedding_vectors import ENCODERS
 from ..files.hashes import file_hash
 from . import bpe, ldm
 from .checkpoint_kinds import refuse_other_kinds
+from .words import Words
 from .world import files as world
 
 LATENT_SCALE = 0.18215
@@ -36,6 +38,7 @@ class StudioModel:
         side: pixels of the square pictures it was made for.
         base_model: "sd_v1" or "sd_v2", kohya's word for the architecture. Files are read of SD 1 only; modules of SD 2 can be put together by hand.
         filling: the token that fills up a chunk of a prompt: None for the end token, as in SD 1; 0 in SD 2.
+        words: the embeddings that prompts and captions may name.
     """
 
     unet: nn.Module
@@ -50,6 +53,15 @@ class StudioModel:
     base_model: str = "sd_v1"
     filling: int | None = None
     _sha256: str | None = field(default=None, repr=False)
+    words: Words = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.words = Words(self.tokenizer, self.encoders)
+
+    @property
+    def encoders(self) -> dict[str, nn.Module]:
+        """The text encoder, by the name that it has in embeddings."""
+        return dict.fromkeys(ENCODERS[self.base_model], self.text_encoder)
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ from ..prompt.chunks import Chunk, empty_chunk, make_chunks
 from ..prompt.composition import split_composition
 from .bpe import tokenize
 from .checkpoint import StudioModel
+from .words import rows_in_place
 
 _COMMA = ",</w>"
 
@@ -20,7 +21,7 @@ def prompt_chunks(model: StudioModel, text: str, emphasis: bool = True) -> list[
     """A prompt's chunks of 77 tokens, at least one."""
     words = model.tokenizer
     return make_chunks(text, partial(tokenize, words), words.convert_tokens_to_ids(_COMMA), words.bos_token_id, words.eos_token_id,
-                       emphasis=emphasis, filling=model.filling)
+                       emphasis=emphasis, filling=model.filling, find=model.words.find)
 
 
 def check_clip_skip(model: StudioModel, clip_skip: int) -> int:
@@ -35,16 +36,16 @@ def check_clip_skip(model: StudioModel, clip_skip: int) -> int:
     return clip_skip
 
 
-def encode_tokens(model: StudioModel, tokens: Sequence[Sequence[int]], clip_skip: int = 1) -> Tensor:
-    """The text encoder's vectors [B,77,D], after its final norm.
+def encode_chunks(model: StudioModel, chunks: Sequence[Chunk], clip_skip: int = 1) -> Tensor:
+    """The text encoder's vectors [B,77,D] of B chunks, after its final norm.
 
     Args:
-        tokens: B rows of 77 ids.
         clip_skip: 1 takes the last layer, 2 the one before it, …
     """
     encoder = model.text_encoder
-    ids = torch.as_tensor([list(row) for row in tokens], device=model.device)
-    output = encoder(input_ids=ids, output_hidden_states=clip_skip > 1)
+    ids = torch.as_tensor([list(chunk.tokens) for chunk in chunks], device=model.device)
+    with rows_in_place(encoder, next(iter(model.encoders)), chunks):
+        output = encoder(input_ids=ids, output_hidden_states=clip_skip > 1)
     if clip_skip == 1:
         return output.last_hidden_state
     norm = getattr(encoder, "text_model", encoder).final_layer_norm  # transformers below 5 has one level more
@@ -63,7 +64,7 @@ def weigh(vectors: Tensor, weights: Sequence[float]) -> Tensor:
 
 def encode_prompt(model: StudioModel, text: str, clip_skip: int = 1) -> Tensor:
     """A prompt's vectors [1,T,D], T = 77 for each of its chunks."""
-    return torch.cat([weigh(encode_tokens(model, [chunk.tokens], clip_skip), chunk.weights) for chunk in prompt_chunks(model, text)], dim=1)
+    return torch.cat([weigh(encode_chunks(model, [chunk], clip_skip), chunk.weights) for chunk in prompt_chunks(model, text)], dim=1)
 
 
 def encode_composition(model: StudioModel, prompt: str, clip_skip: int = 1) -> list[tuple[Tensor, float]]:
@@ -85,5 +86,5 @@ def encode_captions(model: StudioModel, captions: Sequence[str], clip_skip: int 
     empty = empty_chunk(model.tokenizer.bos_token_id, model.tokenizer.eos_token_id, model.filling)
     parts = []
     for place in range(max(len(row) for row in rows)):
-        parts.append(encode_tokens(model, [(row[place] if place < len(row) else empty).tokens for row in rows], clip_skip))
+        parts.append(encode_chunks(model, [row[place] if place < len(row) else empty for row in rows], clip_skip))
     return torch.cat(parts, dim=1)

@@ -1,9 +1,9 @@
 """Stable Diffusion XL's modules as the trainer sees them. They are handed over as they are: the studio reads no SDXL files yet."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from .picture import decode_latent
 from .sampler import find_sampler, sample
 from .schedule import NoiseLevels, alphas_cumprod
 from .settled import settled
+from .words import Vectors, Words, rows_in_place, word_rows, word_statistics
 
 _FILLING = 0
 """What fills up a chunk for the second text encoder; the first takes end tokens."""
@@ -39,6 +40,7 @@ class SDXLModel:
         latent_scale: what latents are multiplied by after encoding.
         betas: first and last beta of the noise schedule.
         side: pixels of the square pictures it was made for.
+        words: the embeddings that prompts and captions may name.
     """
 
     unet: nn.Module
@@ -51,6 +53,15 @@ class SDXLModel:
     latent_scale: float = 0.13025
     betas: tuple[float, float] = (0.00085, 0.012)
     side: int = 1024
+    words: Words = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.words = Words(self.tokenizer, self.encoders)
+
+    @property
+    def encoders(self) -> dict[str, nn.Module]:
+        """The text encoders, by the names that they have in embeddings."""
+        return dict(zip(("clip_l", "clip_g"), self.text_encoders, strict=True))
 
 
 class SDXLBackbone:
@@ -80,6 +91,25 @@ class SDXLBackbone:
         """How many tokens a caption has, without those that open and end a chunk."""
         return len(tokenize(self.model.tokenizer, caption))
 
+    def words(self, vectors: Mapping[str, Vectors]) -> AbstractContextManager[None]:
+        """Within it captions and previews' prompts that name one of these words get its vectors, into which gradients flow.
+
+        Args:
+            vectors: {word: {text encoder: float32 [n,D]}}, looked into whenever a text names the word.
+
+        Raises:
+            ConfigError: a word without letters; and when a text names it, vectors of other text encoders or widths.
+        """
+        return self.model.words.given(vectors)
+
+    def word_rows(self, text: str) -> dict[str, Tensor]:
+        """For each text encoder the token table's rows float32 [k,D] of a text's tokens, copied; [0,D] for an empty text."""
+        return word_rows(self.model.tokenizer, self.model.encoders, text)
+
+    def word_statistics(self) -> dict[str, tuple[Tensor, Tensor, float]]:
+        """For each text encoder mean [D] and standard deviation [D] of the token table, and the median length of its rows."""
+        return word_statistics(self.model.encoders)
+
     def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """{"crossattn": [B,T,D], "pooled": [B,P]}; brackets in captions are text, an empty caption is all zeros.
 
@@ -89,9 +119,8 @@ class SDXLBackbone:
         Source: Podell et al. 2023 (arXiv:2307.01952), section 2.1; several chunks and empty texts: AUTOMATIC1111/stable-diffusion-webui v1.10.1,
         modules/sd_hijack_clip.py (behaviour).
         """
-        first, second = self.text_encoders
-        narrow, _ = self._encode(first, captions, None)
-        wide, pooled = self._encode(second, captions, _FILLING)
+        narrow, _ = self._encode("clip_l", captions, None)
+        wide, pooled = self._encode("clip_g", captions, _FILLING)
         said = torch.tensor([bool(caption) for caption in captions], device=self.device)
         return {"crossattn": torch.cat([narrow, wide], dim=2) * said[:, None, None], "pooled": pooled.text_embeds * said[:, None]}
 
@@ -127,18 +156,20 @@ class SDXLBackbone:
         """Around a training: parameters are frozen, dropout is off, half precision is widened so that gradients fit; all is put back at the end."""
         return settled((self.unet, self.model.vae, *self.text_encoders))
 
-    def _encode(self, encoder: nn.Module, captions: Sequence[str], filling: int | None) -> tuple[Tensor, Any]:
-        """The vectors [B,T,D] before the last layer, and all that the encoder gives of the first chunks."""
+    def _encode(self, name: str, captions: Sequence[str], filling: int | None) -> tuple[Tensor, Any]:
+        """The vectors [B,T,D] before a text encoder's last layer, and all that it gives of the first chunks."""
         words = self.model.tokenizer
         start, end, comma = words.bos_token_id, words.eos_token_id, words.convert_tokens_to_ids(",</w>")
-        rows = [make_chunks(caption, partial(tokenize, words), comma, start, end, emphasis=False, filling=filling) for caption in captions]
+        rows = [make_chunks(caption, partial(tokenize, words), comma, start, end, emphasis=False, filling=filling, find=self.model.words.find)
+                for caption in captions]
         empty = empty_chunk(start, end, filling)
-        outputs = [encoder(input_ids=self._ids(row[place] if place < len(row) else empty for row in rows), output_hidden_states=True)
-                   for place in range(max(len(row) for row in rows))]
+        outputs = [self._encode_chunks(name, [row[place] if place < len(row) else empty for row in rows]) for place in range(max(len(row) for row in rows))]
         return torch.cat([output.hidden_states[-2] for output in outputs], dim=1), outputs[0]
 
-    def _ids(self, chunks: Iterable[Chunk]) -> Tensor:
-        return torch.tensor([chunk.tokens for chunk in chunks], device=self.device)
+    def _encode_chunks(self, name: str, chunks: Sequence[Chunk]) -> Any:
+        encoder = self.model.encoders[name]
+        with rows_in_place(encoder, name, chunks):
+            return encoder(input_ids=torch.tensor([chunk.tokens for chunk in chunks], device=self.device), output_hidden_states=True)
 
 
 def _sizes(x_t: Tensor, framings: Sequence[Framing | None] | None) -> Tensor:

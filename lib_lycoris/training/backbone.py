@@ -31,6 +31,9 @@ class Backbone(Protocol):
     # takes the keyword `framings`, a material.Framing or None for each row; captions are encoded, and cached, without them.
     # Optional: `left() -> str | None`, in words why the training can't go on, where a host may take its model away.
     # Optional too: `count_tokens(caption) -> int`, how many tokens a caption has, for the words before a training.
+    # Optional, for embeddings (text encoders are called "clip_l", "clip_h", "clip_g" as in files.embeddings): `words({word: {encoder: float32 [n,D]}})`, a
+    # context within which captions and previews' prompts that name a word get its vectors, into which gradients flow; `word_rows(text)`, {encoder: the token
+    # table's rows [k,D] of a text}; `word_statistics()`, {encoder: (mean [D], standard deviation [D], median length) of the token table}.
 
     def encode_pictures(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Latents [B,4,h,w] of pictures [B,3,H,W] in -1..1, already scaled as the UNet wants them."""

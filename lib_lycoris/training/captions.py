@@ -12,6 +12,7 @@ import torch
 from ..errors import DatasetError
 from .config import TEMPLATE_NAMES
 from .draws import make_generator
+from .templates import fill_template
 
 CAPTIONS = (".txt", ".caption")
 _NUMBERED = re.compile(r"^[\d\s._-]+")
@@ -36,6 +37,8 @@ class Words:
         tag_dropout: share of the other tags that are left away in each draw.
         dropout: share of draws that have no caption.
         dropout_every: every so many epochs, none has a caption; 0 never.
+        trigger: a word that every caption has; put in front where it lacks it. None: none.
+        templates: lines of which one is drawn for each caption, with {word} for the trigger, and {caption}, {concept} and {name}.
     """
 
     template: str | None = None
@@ -51,6 +54,8 @@ class Words:
     tag_dropout: float = 0.0
     dropout: float = 0.0
     dropout_every: int = 0
+    trigger: str | None = None
+    templates: tuple[str, ...] = ()
 
     @property
     def drops(self) -> bool:
@@ -62,7 +67,7 @@ class Words:
         several = self.lines == "random" and len(texts) > 1
         written = " ".join([*texts, self.prefix, self.suffix, self.template or ""])
         wild = self.wildcards and any(match[1] and "|" in match[1] for match in _WILDCARD.finditer(written))
-        return several or wild or self.shuffle or self.tag_dropout > 0
+        return several or wild or self.shuffle or self.tag_dropout > 0 or len(self.templates) > 1
 
 
 @dataclass(frozen=True)
@@ -112,13 +117,23 @@ def compose(texts: Sequence[str], words: Words, drawn: Drawn, concept: str | Non
         text = _mix_tags(text, words, drawn)
     if words.second_separator:
         text = text.replace(words.second_separator, words.separator)
-    return text.strip()
+    if words.templates:
+        text = fill_template(words.templates[drawn.number("template", len(words.templates))], words.trigger or "", text.strip(), concept, name)
+    return with_word(text.strip(), words.trigger, words.separator)
+
+
+def with_word(text: str, word: str | None, separator: str = ",") -> str:
+    """The caption, with the word put in front of it where it lacks it."""
+    if word is None or re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE):
+        return text
+    return f"{word}{separator} {text}" if text else word
 
 
 def plain(texts: Sequence[str], words: Words, concept: str | None = None, name: str = "") -> str:
     """The caption as it would be with nothing shuffled, dropped or chosen but the first."""
     lines = "joined" if words.lines == "joined" else "first"
-    quiet = Words(words.template, lines, words.prefix, words.suffix, separator=words.separator, second_separator=words.second_separator)
+    quiet = Words(words.template, lines, words.prefix, words.suffix, separator=words.separator, second_separator=words.second_separator,
+                  trigger=words.trigger, templates=words.templates[:1])
     text = compose(texts, quiet, Drawn(0, 0, 0), concept, name)
     if words.keep_separator:
         text = words.separator.join(part.strip().strip(words.separator) for part in text.split(words.keep_separator))

@@ -49,7 +49,7 @@ class CachedCaptions:
         self._backbone, self._cache, self._most_bytes = backbone, cache, most_bytes
         self._known: OrderedDict[str, Conditioning] = OrderedDict()
         self._bytes = 0
-        self._mark = key_of(about, mark_of(_tensors_of(self._encode_one(_PROBE)))) if cache is not None else ""
+        self._mark = key_of(about, mark_of(tensors_of(self._encode_one(_PROBE)))) if cache is not None else ""
 
     def prepare(self, captions: Sequence[str], tell: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Encodes these captions now, or brings them from the cache; `tell` is told (done, all) before each."""
@@ -71,7 +71,7 @@ class CachedCaptions:
             self._shrink()
         try:
             return join([rows[caption] for caption in captions])
-        except _NotJoinableError:
+        except NotJoinableError:
             # Captions of different length: the model knows how to fill up the shorter ones.
             with torch.no_grad():
                 return self._backbone.encode_captions(list(captions))
@@ -125,20 +125,20 @@ def _unpack(form: Any, tensors: Mapping[str, Tensor]) -> Conditioning:
     return (tuple if kind == "tuple" else list)(_unpack(part, tensors) for part in parts)
 
 
-def _tensors_of(value: Conditioning) -> list[Tensor]:
+def tensors_of(value: Conditioning) -> list[Tensor]:
     """All tensors in a conditioning that can be looked into."""
     if isinstance(value, Tensor):
         return [value]
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
-    return [tensor for part in parts for tensor in _tensors_of(part)]
+    return [tensor for part in parts for tensor in tensors_of(part)]
 
 
 def _size(value: Conditioning) -> int:
     """Bytes of its tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors_of(value))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(value))
 
 
-class _NotJoinableError(Exception):
+class NotJoinableError(Exception):
     """These can't be put together into a batch by the trainer."""
 
 
@@ -147,13 +147,13 @@ def join(rows: Sequence[Conditioning]) -> Conditioning:
     first: Any = rows[0]
     if isinstance(first, Tensor):
         if any(row.shape[1:] != first.shape[1:] for row in rows):
-            raise _NotJoinableError
+            raise NotJoinableError
         return torch.cat(list(rows))
     if isinstance(first, dict):
         return {key: join([row[key] for row in rows]) for key in first}
     if isinstance(first, (tuple, list)) and type(first) in (tuple, list):
         return type(first)(join(parts) for parts in zip(*rows, strict=True))
-    raise _NotJoinableError
+    raise NotJoinableError
 
 
 def make_captions(backbone: Backbone, trained: bool) -> Captions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from ..files.safetensors import write_tensors
 from ..files.spelling import kohya_key
 from ..networks.layer import Layer
 from .backbone import Backbone
-from .config import TrainConfig
+from .config import KINDS_WITHOUT_LAYERS, TrainConfig
 from .dataset import Dataset
 from .description import describe_kind
 from .peft_form import rounded, write_peft
@@ -34,6 +34,8 @@ class About:
     started_at: float
     """Seconds since 1970."""
     validation_loss: float | None = None
+    packed: Mapping[str, Tensor] = field(default_factory=dict)
+    """What else a network's file holds, by key: a word that was trained with it."""
 
 
 def export_network(folder: Path, layers: Mapping[Key, Layer], config: TrainConfig, backbone: Backbone, about: About) -> Path:
@@ -42,14 +44,14 @@ def export_network(folder: Path, layers: Mapping[Key, Layer], config: TrainConfi
     Raises:
         TrainingError: the parameters are not finite in the file's dtype, or the file could not be written; an older one stays.
     """
-    name = config.output.name if about.steps >= about.planned else f"{config.output.name}-step{about.steps:08}"
-    metadata = make_metadata(_facts(config, backbone, about, layers))
+    name = file_name(config, about)
+    metadata = make_metadata(training_facts(config, backbone, about, layers))
     try:
         if config.output.form == "peft":
             write_peft(folder / name, layers, config.output.dtype, reduce_metadata(metadata) if config.output.metadata == "minimal" else metadata)
             return folder / name
         path = folder / f"{name}.safetensors"
-        tensors = network_tensors(layers, config.output.dtype, backbone.base_model)
+        tensors = network_tensors(layers, config.output.dtype, backbone.base_model) | dict(about.packed)
         if config.output.metadata == "minimal":
             metadata = reduce_metadata(metadata)
         else:
@@ -61,6 +63,11 @@ def export_network(folder: Path, layers: Mapping[Key, Layer], config: TrainConfi
         advice = "the training's last state is kept, resuming it saves the network again"
         raise TrainingError(f"the network could not be saved: {error}; {advice}") from error
     return path
+
+
+def file_name(config: TrainConfig, about: About) -> str:
+    """NAME of a training that has come to its end, else NAME-step00000123; without an ending."""
+    return config.output.name if about.steps >= about.planned else f"{config.output.name}-step{about.steps:08}"
 
 
 def network_tensors(layers: Mapping[Key, Layer], dtype: str, base_model: str = "sd_v1") -> dict[str, Tensor]:
@@ -78,8 +85,10 @@ def network_tensors(layers: Mapping[Key, Layer], dtype: str, base_model: str = "
     return tensors
 
 
-def _facts(config: TrainConfig, backbone: Backbone, about: About, layers: Mapping[Key, Layer]) -> TrainingFacts:
+def training_facts(config: TrainConfig, backbone: Backbone, about: About, layers: Mapping[Key, Layer]) -> TrainingFacts:
+    """What a file says of the training that it is from."""
     network, training = config.network, config.training
+    words = [config.data.trigger, config.word, *(picture.concept for picture in about.dataset.pictures)]
     return TrainingFacts(
         name=config.output.name, base_model=backbone.base_model,
         prediction=config.model.resolve_prediction(backbone.prediction),
@@ -88,11 +97,11 @@ def _facts(config: TrainConfig, backbone: Backbone, about: About, layers: Mappin
         resolution=config.data.resolution, pictures=len(about.dataset.pictures), batch_size=config.data.batch_size,
         steps=about.steps, planned_steps=about.planned,
         learning_rate=training.learning_rate, unet_learning_rate=training.learning_rate,
-        text_encoder_learning_rate=training.te_learning_rate if network.text_encoder else None,
+        text_encoder_learning_rate=training.te_learning_rate if network.text_encoder and network.kind not in KINDS_WITHOUT_LAYERS else None,
         optimizer=training.optimizer, schedule=training.schedule, precision=training.precision, seed=training.seed,
         clip_skip=config.model.clip_skip, validation_loss=about.validation_loss,
         started=about.started_at, finished=time.time(),
-        trigger_words=tuple(dict.fromkeys(picture.concept for picture in about.dataset.pictures if picture.concept)),
+        trigger_words=tuple(dict.fromkeys(word for word in words if word)),
         tag_frequency=_tag_frequency(about.dataset),
     )
 

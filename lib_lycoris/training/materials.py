@@ -12,14 +12,18 @@ from .backbone import Backbone
 from .cache import DiskCache
 from .conditioning import CachedCaptions
 from .config import TrainConfig
+from .control_maps import ControlMaps
+from .controls import with_controls
 from .dataset import Dataset, Picture, read_dataset, read_prior
 from .latents import Latents
 from .material import Material, Part
+from .new_word import NewWord
 from .prior import make_pictures, missing_seeds, odd_about_prior, prior_folder
 from .processes import Alone, Processes, together
 from .samples import Samples
 from .validation import keep_back
 from .watch import Watch
+from .word_captions import WordCaptions
 
 _PRIOR_SEED = 1
 """Added to the training's seed for what is drawn of class pictures, as the trainer does for their noise."""
@@ -67,7 +71,7 @@ class Materials:
     learned: Material
     judged: Material | None
     prior: Material | None
-    captions: CachedCaptions | None
+    captions: CachedCaptions | WordCaptions | None
     problems: tuple[str, ...] = ()
 
 
@@ -79,11 +83,16 @@ def read_pictures(config: TrainConfig, watch: Watch | None = None) -> Pictures:
         ConfigError: there is too little to keep some back.
     """
     (watch or Watch()).phase("reading pictures")
+    if config.word is not None:
+        config = replace(config, data=replace(config.data, trigger=config.word))
     cache = DiskCache(cache_folder(config)) if config.data.cache == "disk" else None
     known = (lambda content: False) if cache is None else cache.knows
     learned, folder = read_dataset(config.data, known), config.validation.folder
     config = replace(config, data=learned.settings)
     judged = None if folder is None else read_dataset(replace(config.data, folders=(folder,), dataset=None), known)
+    if config.network.kind == "adapter":
+        learned = with_controls(learned, config.data)
+        judged = None if judged is None else with_controls(judged, config.data)
     return Pictures(config, learned, judged, *_split(config, learned), cache)
 
 
@@ -95,13 +104,15 @@ def cache_folder(config: TrainConfig) -> Path:
 
 
 def make_materials(
-    pictures: Pictures, backbone: Backbone, watch: Watch | None = None, processes: Processes | None = None, text_encoder: bool = True
+    pictures: Pictures, backbone: Backbone, watch: Watch | None = None, processes: Processes | None = None, text_encoder: bool = True,
+    word: NewWord | None = None,
 ) -> Materials:
     """All that is learned from, encoded by the model; class pictures that are missing are made by it first. No network may be attached yet.
 
     Args:
         processes: each makes and encodes its share of the pictures; captions, which are little work, all encode.
         text_encoder: whether one is trained, so that captions can't be encoded beforehand.
+        word: a new word that is trained, put on the backbone: captions that name it can't be encoded beforehand either.
 
     Raises:
         DatasetError: a picture can't be read.
@@ -114,13 +125,15 @@ def make_materials(
     latents = Latents(backbone, config.data.mask_floor, pictures.cache)
     _encode(latents, [*pictures.learned.pictures, *judged, *prior], pictures.cache is not None, watch, processes)
 
+    controls = _controls(config, [*pictures.learned.pictures, *judged], watch)
+
     seed, device = config.training.seed, backbone.device
-    learned, class_samples = Samples(pictures.learned.pictures, latents, seed, device), Samples(prior, latents, seed + _PRIOR_SEED, device)
-    held: Samples | Part = Part(learned, pictures.kept_back) if pictures.judged is None else Samples(judged, latents, seed, device)
+    learned, class_samples = Samples(pictures.learned.pictures, latents, seed, device, controls), Samples(prior, latents, seed + _PRIOR_SEED, device)
+    held: Samples | Part = Part(learned, pictures.kept_back) if pictures.judged is None else Samples(judged, latents, seed, device, controls)
     fixed = [*learned.fixed_captions(), *([] if pictures.judged is None else held.fixed_captions()), *class_samples.fixed_captions()]
     if config.data.caption_dropout or any(picture.subset.words.drops for picture in pictures.learned.pictures):
         fixed.append("")
-    captions = None if text_encoder else _captions(pictures, backbone, fixed, watch)
+    captions = None if text_encoder else _captions(pictures, backbone, fixed, watch, word)
     odd = [] if pictures.cache is None else pictures.cache.problems
     return Materials(Part(learned, pictures.draws), held if held.samples else None, class_samples if prior else None, captions, (*problems, *odd))
 
@@ -161,9 +174,19 @@ def _encode(latents: Latents, pictures: Sequence[Picture], shared: bool, watch: 
         latents.encode(pictures)  # reads what others have left on the disk, and makes what they could not leave there
 
 
-def _captions(pictures: Pictures, backbone: Backbone, fixed: Sequence[str], watch: Watch) -> CachedCaptions:
+def _controls(config: TrainConfig, pictures: Sequence[Picture], watch: Watch) -> ControlMaps | None:
+    if config.network.kind != "adapter":
+        return None
+    controls = ControlMaps(config.data)
+    controls.prepare(pictures, lambda done, total: watch.phase("preparing control pictures", done, total))
+    return controls
+
+
+def _captions(pictures: Pictures, backbone: Backbone, fixed: Sequence[str], watch: Watch, word: NewWord | None) -> CachedCaptions | WordCaptions:
     about = f"{backbone.checkpoint_hash or backbone.checkpoint_name}, clip skip {pictures.config.model.clip_skip}"
-    captions = CachedCaptions(backbone, pictures.cache, about)
+    captions: CachedCaptions | WordCaptions = CachedCaptions(backbone, pictures.cache, about)
+    if word is not None:
+        captions = WordCaptions(backbone, word.text, captions)
     captions.prepare(list(dict.fromkeys(fixed)), lambda done, total: watch.phase("encoding captions", done, total))
     return captions
 

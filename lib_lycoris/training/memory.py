@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,16 @@ from torch import Tensor, nn
 
 from ..patching.session import attach
 from ..patching.targets import Target
+from .adapter import make_adapter_method
 from .backbone import Backbone
+from .captions import with_word
 from .checkpointing import find_blocks
 from .conditioning import autocast
 from .config import TrainConfig
+from .dropout import Dropout
 from .frozen import frozen
 from .methods import create_layer
+from .new_word import make_word
 from .selection import Key
 
 _OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "lion": 4, "prodigy": 16, "schedule_free": 8}
@@ -68,20 +72,35 @@ def estimate_memory(config: TrainConfig, backbone: Backbone, targets: Mapping[Ke
         weights = {value.data_ptr(): value.numel() * value.element_size() for module in modules for value in (*module.parameters(), *module.buffers())}
         layers = {key: create_layer(target, config.network, config.training.seed).to(backbone.device) for key, target in targets.items()}
         blocks = find_blocks(modules) if config.training.gradient_checkpointing else []
-        with attach(targets, layers):
-            text = any(component != "unet" for component, _ in targets)
+        word = make_word(config, backbone)
+        with nullcontext() if word is None else word.put_on(backbone), attach(targets, layers), _adapter(config, backbone) as following:
+            text = word is not None or any(component != "unet" for component, _ in targets)
             known = {*weights, *(value.data_ptr() for layer in layers.values() for value in layer.parameters())}
-            small, large = (_kept(config, backbone, side, text, blocks, known) for side in _SIDES)
+            small, large = (_kept(config, backbone, side, text, blocks, known, following) for side in _SIDES)
     a_cell = (large - small) / (_SIDES[1] ** 2 - _SIDES[0] ** 2)
     rest = small - a_cell * _SIDES[0] ** 2
     step = (rest + a_cell * math.prod(size) / 64) * config.data.batch_size
-    if blocks and config.network.dora:  # without checkpointing it is gone again before the most is needed
+    if blocks and targets and config.network.dora:  # without checkpointing it is gone again before the most is needed
         step += _DORA_COPIES * 4 * max(math.prod(target.shape) for target in targets.values())
     trained = parameters * (8 + _OPTIMIZER_BYTES[config.training.optimizer] + (4 if config.training.ema else 0))
     return Memory(sum(weights.values()), trained, max(0, round(step)))
 
 
-def _kept(config: TrainConfig, backbone: Backbone, side: int, text: bool, blocks: list[nn.Module], weights: Iterable[int]) -> int:
+@contextmanager
+def _adapter(config: TrainConfig, backbone: Backbone) -> Iterator[Callable[[int], AbstractContextManager[Any]]]:
+    """Gives what goes around a forward pass of latents with so many cells a side: an adapter's, where one is trained."""
+    if config.network.kind != "adapter":
+        yield lambda side: nullcontext()
+        return
+    method = make_adapter_method(config, backbone)
+    with method.attached({}, Dropout(config.network, 0)):
+        yield lambda side: method.following(torch.zeros(1, 3, 8 * side, 8 * side, device=backbone.device))
+
+
+def _kept(
+    config: TrainConfig, backbone: Backbone, side: int, text: bool, blocks: list[nn.Module], weights: Iterable[int],
+    following: Callable[[int], AbstractContextManager[Any]],
+) -> int:
     """Bytes that a forward pass of one picture with `side`² cells keeps for its backward pass."""
     latents = torch.zeros(1, 4, side, side, device=backbone.device)
     t = torch.zeros(1, dtype=torch.long, device=backbone.device)
@@ -89,10 +108,10 @@ def _kept(config: TrainConfig, backbone: Backbone, side: int, text: bool, blocks
     with autocast(backbone.device, config.training.precision):
         if not text:
             with torch.no_grad():
-                conditioning = backbone.encode_captions([_CAPTION])
-        with kept_bytes(blocks, weights) as count:
+                conditioning = backbone.encode_captions([with_word(_CAPTION, config.word)])
+        with kept_bytes(blocks, weights) as count, following(side):
             if text:
-                conditioning = backbone.encode_captions([_CAPTION])
+                conditioning = backbone.encode_captions([with_word(_CAPTION, config.word)])
             backbone.predict(latents, t, conditioning, **framings)
         return count()
 

@@ -28,6 +28,8 @@ from .selection import Key, is_large_convolution, matches
 def make_method(settings: NetworkSettings, targets: Mapping[Key, Target], steps: int, seed: int, device: torch.device) -> Method:
     """Fresh layers of that kind for the targets, and what goes with them; each layer's first numbers depend on the seed and its own name alone.
 
+    A kind without layers has no targets.
+
     Raises:
         ConfigError: AdaLoRA's phases don't fit into the steps, or a layer can't be of that kind.
     """

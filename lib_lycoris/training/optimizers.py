@@ -28,8 +28,9 @@ def check_optimizer(settings: TrainingSettings) -> None:
     """
     if settings.optimizer in _PACKAGES:
         _package(settings.optimizer)
-    if settings.optimizer == "schedule_free" and settings.schedule != "constant":
-        raise ConfigError(f'training.schedule = "{settings.schedule}": schedule_free takes the place of a schedule; use "constant", warmup_steps are kept')
+    schedule = settings.schedule_steps or settings.schedule
+    if settings.optimizer == "schedule_free" and schedule != "constant":
+        raise ConfigError(f'training.schedule = "{schedule}": schedule_free takes the place of a schedule; use "constant", warmup_steps are kept')
 
 
 def odd_about_rates(settings: TrainingSettings) -> list[str]:

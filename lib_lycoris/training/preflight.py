@@ -10,14 +10,17 @@ from typing import Any
 
 from ..errors import shown
 from ..patching.targets import Target, find_targets
+from .adapter import count_adapter
 from .backbone import Backbone
-from .captions import Drawn, compose
+from .captions import Drawn, compose, with_word
 from .config import TrainConfig
 from .dataset import Dataset, Picture
 from .materials import read_pictures
 from .memory import estimate_memory
 from .methods import count_parameters
+from .new_word import NewWord, make_word
 from .prior import count_pictures, missing_pictures, prior_folder
+from .progress import render_seconds
 from .rates import learning_targets
 from .selection import Key, select_targets
 from .trainer import check_settings
@@ -60,9 +63,13 @@ class Preflight:
         parameters: numbers that are trained.
         file_bytes: about, of the network file.
         memory: an estimate in bytes, by what needs it: "model", "trained", "step", "total"; None where it was not asked for.
+        word: what is said of a new word that is trained, in sentences.
+        adapter: what is said of an adapter that is trained, in sentences.
         captions: the first ones, as they are trained.
         long_captions: with more than 75 tokens; None where the model does not count them.
         words: that most captions share, with the count of captions that have them.
+        step_seconds: of a step, as measured in an earlier training of this kind on this machine; None where there was none.
+        pieces: of those words, the ones that are no token of the model, with the number of tokens they are read as.
         problems: what looks wrong, in words.
     """
 
@@ -82,8 +89,12 @@ class Preflight:
     sizes: tuple[tuple[int, int, int], ...] = ()
     framed: tuple[Framed, ...] = ()
     memory: dict[str, int] | None = None
+    word: tuple[str, ...] = ()
+    adapter: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
     long_captions: int | None = None
+    step_seconds: float | None = None
+    pieces: tuple[tuple[str, int], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as values that JSON can hold."""
@@ -96,8 +107,11 @@ class Preflight:
         return [
             *self._picture_lines(),
             f"{self.steps} steps: every picture is seen about {self.epochs:.3g} times.",
-            f"{self.unet_layers} layers of the UNet{texts}: {self.parameters:,} numbers are trained.",
-            f"The network file will have about {self.file_bytes / 1e6:.1f} MB.",
+            *([f"{self.unet_layers} layers of the UNet{texts}: {self.parameters:,} numbers are trained."] if self.unet_layers else []),
+            *self.word,
+            *self.adapter,
+            *([f"The network file will have about {self.file_bytes / 1e6:.1f} MB."] if self.parameters else []),
+            self._time_line(),
             *self._memory_lines(),
             *(f"A caption as it is trained: {shown(caption, 300)}" for caption in self.captions),
             *([f"{self.long_captions} captions have more than 75 tokens; they are encoded in parts of 75."] if self.long_captions else []),
@@ -118,6 +132,12 @@ class Preflight:
             lines.append(f"{self.class_pictures} class pictures for prior preservation{made}.")
         return lines
 
+    def _time_line(self) -> str:
+        if self.step_seconds is None:
+            return "How long it takes is not known: no training of this kind and size was measured on this machine yet."
+        return (f"About {render_seconds(self.step_seconds * self.steps)} (minutes:seconds), as {self.step_seconds:.3g} s a step were measured in an earlier "
+                "training of this kind on this machine; encoding the pictures comes first.")
+
     def _memory_lines(self) -> list[str]:
         if self.memory is None:
             return []
@@ -126,7 +146,9 @@ class Preflight:
                 f"{parts['step']} a step."]
 
 
-def check_training(config: TrainConfig, backbone: Backbone, side: int | None = None, measure: bool = False) -> Preflight:
+def check_training(
+    config: TrainConfig, backbone: Backbone, side: int | None = None, measure: bool = False, step_seconds: float | None = None
+) -> Preflight:
     """What that training would do; nothing is trained, written or changed.
 
     Args:
@@ -134,6 +156,7 @@ def check_training(config: TrainConfig, backbone: Backbone, side: int | None = N
         backbone: the model.
         side: in pixels, of the pictures that the model was made for; None where nobody knows.
         measure: whether memory is estimated, for which the model takes two small forward passes as a training has it; nobody else may use it meanwhile.
+        step_seconds: as measured earlier (pace.py).
 
     Raises:
         ConfigError: the settings don't fit the model.
@@ -145,22 +168,73 @@ def check_training(config: TrainConfig, backbone: Backbone, side: int | None = N
     targets = learning_targets(select_targets(find_targets(backbone.unet, backbone.text_encoders), config.network), config)
     draws, batch = len(found.draws), config.data.batch_size
     steps = config.training.total_steps(draws, batch)
-    parameters = sum(count_parameters(target, config.network) for target in targets.values())
+    adapter = count_adapter(config, backbone) if config.network.kind == "adapter" else 0
+    parameters = adapter + sum(count_parameters(target, config.network) for target in targets.values())
+    word = make_word(config, backbone)
     unet = sum(component == "unet" for component, _ in targets)
     epochs = steps * batch * config.training.gradient_accumulation / draws
     framed = _framed(dataset.pictures)
-    memory = estimate_memory(config, backbone, targets, parameters, max((one.size for one in framed), key=math.prod)) if measure else None
+    word_numbers = 0 if word is None else sum(value.numel() for value in word.vectors.values())
+    memory = estimate_memory(config, backbone, targets, parameters + word_numbers, max((one.size for one in framed), key=math.prod)) if measure else None
     missing = missing_pictures(config) if config.data.has_prior else 0
+    words = tuple(_shared_words(picture.caption for picture in dataset.pictures))
+    pieces = tuple(_pieces(backbone, words))
     return Preflight(
         pictures=len(dataset.pictures), draws=draws, steps=steps, epochs=epochs, unet_layers=unet, text_encoder_layers=len(targets) - unet,
         parameters=parameters, file_bytes=parameters * _BYTES[config.output.dtype] + _HEADER_BYTES_A_LAYER * len(targets),
-        words=tuple(_shared_words(picture.caption for picture in dataset.pictures)),
-        problems=(*dataset.problems, *_doubts(config, dataset, targets, epochs), *_doubts_of_size(config, side), *_doubts_of_buckets(config, framed)),
+        words=words,
+        problems=(*dataset.problems, *_doubts_of_word(config, backbone), *_doubts(config, dataset, targets, epochs), *_doubts_of_size(config, side),
+                  *_doubts_of_buckets(config, framed), *_doubts_of_pieces(pieces)),
         kept_back=len(found.kept_back), class_pictures=len(dataset.prior) + (count_pictures(prior_folder(config)) if config.data.has_prior else 0),
         class_missing=missing, sizes=tuple((*size, count) for size, count in sorted(Counter(one.size for one in framed).items())), framed=framed,
+        word=() if word is None else tuple(_word_lines(config, word)),
         memory=None if memory is None else {**asdict(memory), "total": memory.total},
-        captions=_first_captions(config, dataset), long_captions=_count_long(backbone, dataset),
+        adapter=_adapter_lines(config, adapter) if adapter else (), captions=_first_captions(config, dataset), long_captions=_count_long(backbone, dataset),
+        step_seconds=step_seconds, pieces=pieces,
     )
+
+
+def _word_lines(config: TrainConfig, word: NewWord) -> list[str]:
+    settings, wide = config.embedding, " and ".join(f"{value.shape[1]}" for value in word.vectors.values())
+    start = "random numbers as the model's own words have them"
+    if settings.start_from is not None:
+        start = f"those of {shown(settings.start_from)}"
+    elif settings.init_text is not None:
+        start = f"those of the tokens of {shown(settings.init_text)}, spread over them"
+    rate = config.embedding_rate if settings.rates is None else settings.rates
+    lengths = {"off": "", "keep": "; their lengths stay as they are", "median": "; their lengths are drawn towards the median of the model's words"}
+    numbers = sum(value.numel() for value in word.vectors.values())
+    alone = config.network.kind == "embedding"
+    left = "; the model's own words, its text encoders and its UNet stay as they are" if alone else ", together with the network"
+    lines = [f"A new word {shown(word.text)} with {word.count} vector{'s' if word.count > 1 else ''} of {wide} numbers ({numbers:,}) is trained{left}.",
+             f"The vectors start from {start}; their learning rate is {rate}{lengths[settings.norm]}."]
+    apart = alone or settings.file == "two"
+    saved = f"It is saved as {shown(word.text)}.safetensors, and typed so in a prompt." if apart else "It is packed into the network's file."
+    return [*lines, saved]
+
+
+def _doubts_of_word(config: TrainConfig, backbone: Backbone) -> list[str]:
+    """In words, what of a new word or its captions may not be meant."""
+    doubts = []
+    if config.word is not None and config.embedding.init_text is not None and config.embedding.start_from is None:
+        tokens = min(len(rows) for rows in backbone.word_rows(config.embedding.init_text).values())  # type: ignore[attr-defined]
+        if tokens > config.embedding.vectors:
+            doubts.append(f"embedding.init_text = {shown(config.embedding.init_text)} has {tokens} tokens, the word {config.embedding.vectors} vectors: some "
+                          "tokens are left out; embedding.vectors may be larger.")
+    prior = config.data.prior_prompt
+    if config.data.trigger is not None and prior is not None and with_word(prior, config.data.trigger) == prior:
+        doubts.append(f"data.prior_prompt = {shown(prior)} has the word {shown(config.data.trigger)} in it: class pictures should show what is known already.")
+    return doubts
+
+
+def _adapter_lines(config: TrainConfig, parameters: int) -> tuple[str, ...]:
+    settings, data = config.adapter, config.data
+    start = "fresh" if config.network.start_from is None else f"going on from {shown(config.network.start_from)}"
+    colours = "the first channel" if settings.in_channels == 1 else "the colours"
+    where = "beside them" if data.control_folder is None else f"in {shown(data.control_folder)}"
+    made = f"are files {where}" if data.preprocessor is None else f"are made of them by {data.preprocessor}"
+    return (f"A {settings.kind} adapter, {start}: {parameters:,} numbers are trained on {colours} of control pictures; the model stays as it is.",
+            f"The pictures' control pictures {made}; time steps are drawn {'mostly noisy (cubic)' if config.time_sampling == 'cubic' else 'uniformly'}.")
 
 
 def _framed(pictures: Iterable[Picture]) -> tuple[Framed, ...]:
@@ -185,6 +259,19 @@ def _first_captions(config: TrainConfig, dataset: Dataset, most: int = 3) -> tup
 def _count_long(backbone: Backbone, dataset: Dataset) -> int | None:
     count = getattr(backbone, "count_tokens", None)
     return None if count is None else sum(count(picture.caption) > _CHUNK for picture in dataset.pictures)
+
+
+def _pieces(backbone: Backbone, words: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Of these words, those that the model reads as several tokens, with how many; none where it does not count them."""
+    count = getattr(backbone, "count_tokens", None)
+    if count is None:
+        return []
+    return [(word, count(word)) for word, _ in words if word.isalnum() and count(word) > 1]
+
+
+def _doubts_of_pieces(pieces: Iterable[tuple[str, int]]) -> list[str]:
+    return [f"the word {shown(word, 40)!r} is no token of this model: it is read as {count} pieces, each with a meaning of its own. It can be learned "
+            "all the same; a new word of vectors of its own (an embedding) or a rarer, shorter word may be cleaner." for word, count in list(pieces)[:2]]
 
 
 def _doubts_of_buckets(config: TrainConfig, framed: tuple[Framed, ...]) -> list[str]:

@@ -1,13 +1,43 @@
-"""Which layers learn how fast: a rate for the UNet, for each text encoder, and factors for single blocks."""
+"""Which layers learn how fast: a rate for the UNet, for each text encoder, and factors for single blocks; and a rate of its own for a new word."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from ..errors import ConfigError
 from ..patching.targets import Target
-from .config import TrainConfig, TrainingSettings, split_pattern
+from .config import KINDS_WITHOUT_LAYERS, TrainConfig, TrainingSettings, split_pattern
 from .selection import Key, matches
+from .step_list import StepList, parse_step_list
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast some parameters learn.
+
+    Attributes:
+        base: what the schedule's factor is multiplied with.
+        steps: in place of that product, a rate for each step; None where the schedule holds.
+        decays: whether the optimiser's weight decay draws the parameters towards zero.
+    """
+
+    base: float
+    steps: StepList | None = None
+    decays: bool = True
+
+    def at(self, step: int, factor: float) -> float:
+        """The rate in a step, which counts from 0, with the schedule's factor in it."""
+        return self.base * factor if self.steps is None else self.steps.at(step)
+
+
+def word_rate(config: TrainConfig) -> Rate:
+    """The rate of a new word's vectors; towards zero is nowhere for a word, so that nothing draws them there."""
+    rates = config.embedding.rates
+    if rates is None:
+        return Rate(config.embedding_rate, decays=False)
+    steps = parse_step_list("embedding.rates", rates)
+    return Rate(next(value for value, _ in steps.points if value), steps, decays=False)
 
 
 def rate_of(key: Key, settings: TrainingSettings) -> float:
@@ -30,6 +60,8 @@ def learning_targets(targets: Mapping[Key, Target], config: TrainConfig) -> dict
     Raises:
         ConfigError: nothing is left, or AdaLoRA would have to move ranks out of layers that stay.
     """
+    if config.network.kind in KINDS_WITHOUT_LAYERS:
+        return {}
     learning = {key: target for key, target in targets.items() if rate_of(key, config.training)}
     if not learning:
         raise ConfigError(f"training.block_learning_rates = {list(config.training.block_learning_rates)}: every layer's rate is 0; leave some above it")

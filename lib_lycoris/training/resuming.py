@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..errors import ConfigError
 from .backbone import Backbone
 from .checkpoint import State, States
 from .config import TrainConfig
 from .processes import Processes
+
+_SHAPING = ("embedding.word", "embedding.vectors", "embedding.start_from")
+"""Beside [network], what the trained numbers' shapes and meaning follow from."""
 
 
 def read_state(states: States, resume: bool, processes: Processes) -> tuple[State | None, list[str]]:
@@ -25,16 +31,16 @@ def odd_about_resuming(config: TrainConfig, backbone: Backbone, state: State | N
     """In words, what the user may not expect about saved states.
 
     Raises:
-        ConfigError: the state was trained with another [network].
+        ConfigError: the state was trained with another [network] or [adapter].
     """
     if state is None:
         return _odd_about_beginning(config, states, resume)
-    then, now = state.config, config.to_dict()
-    changed = [f"{section}.{key}" for section in now for key in now[section] if then.get(section, {}).get(key) != now[section][key]]
+    then, now = _with_defaults(state.config), config.to_dict()
+    changed = [f"{section}.{key}" for section in now for key in now[section] if then[section][key] != now[section][key]]
     for key in changed:
-        if key.startswith("network."):
+        if key.startswith(("network.", "adapter.")) or key in _SHAPING:
             section, _, name = key.partition(".")
-            before = then.get(section, {}).get(name)
+            before = then[section][name]
             raise ConfigError(f"{key} = {now[section][name]}: the saved state was trained with {before}; set it back or do not resume")
     problems = [f"resumed with another {key}" for key in changed if not key.startswith("output.")]
     if state.checkpoint != checkpoint_mark(backbone):
@@ -43,6 +49,11 @@ def odd_about_resuming(config: TrainConfig, backbone: Backbone, state: State | N
     if count != processes.count:
         problems.append(f"resumed on {processes.count} processes, before there were {count}: a step learns from another number of pictures now")
     return problems
+
+
+def _with_defaults(held: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A saved config with what it did not know yet at its default."""
+    return {section: {**values, **held.get(section, {})} for section, values in TrainConfig().to_dict().items()}
 
 
 def _odd_about_beginning(config: TrainConfig, states: States, resume: bool) -> list[str]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..patching.targets import Target
-from .config import NetworkSettings
+from .config import KINDS_WITHOUT_LAYERS, NetworkSettings
 
 Key = tuple[str, str]
 
@@ -33,13 +33,15 @@ _TEXT_ENCODER = re.compile(r".*_(self_attn_(?:q|k|v|out)_proj|mlp_fc[12])")
 
 
 def select_targets(targets: Mapping[Key, Target], settings: NetworkSettings) -> dict[Key, Target]:
-    """The targets that these settings train.
+    """The targets that these settings train; none for a kind that trains no layers.
 
     Source: kohya-ss/sd-scripts networks/lora.py for what LoRA and LoCon cover by default.
 
     Raises:
         ConfigError: nothing of the UNet, or of the text encoder though it was asked for, is left to train.
     """
+    if settings.kind in KINDS_WITHOUT_LAYERS:
+        return {}
     chosen = {key: target for key, target in targets.items() if _is_selected(target, settings)}
     if not any(component == "unet" for component, _ in chosen):
         raise ConfigError(f"network.targets = {list(settings.groups)}: the model's UNet has no such layer for a {settings.kind}; name other groups")

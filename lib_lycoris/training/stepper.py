@@ -16,7 +16,7 @@ from .config import TrainingSettings
 from .flat import Flat
 from .optimizers import make_optimizer
 from .processes import Processes
-from .rates import rate_of
+from .rates import Rate, rate_of
 
 _MOST_SKIPPED = 30
 
@@ -33,19 +33,26 @@ class Stepper:
         settings: how to train.
         processes: who else trains the same.
         device: of the model.
+        own_rates: by component, of those whose rate is none of the layers'.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: TrainingSettings, processes: Processes, device: torch.device):
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], settings: TrainingSettings, processes: Processes, device: torch.device,
+        own_rates: Mapping[str, Rate] | None = None,
+    ):
         self._settings, self._processes = settings, processes
-        rates = {name: rate_of(tuple(name.split(".", 2)[:2]), settings) for name in parameters}
+        rates = {name: _rate(name, settings, own_rates or {}) for name in parameters}
         self._flats = [
-            (rate, Flat({name: parameters[name] for name, own in rates.items() if own == rate})) for rate in dict.fromkeys(rates.values()) if rate
+            (rate, Flat({name: parameters[name] for name, own in rates.items() if own == rate})) for rate in dict.fromkeys(rates.values()) if rate.base
         ]
         for name, rate in rates.items():
-            if not rate:
+            if not rate.base:
                 parameters[name].requires_grad_(False)
         self._vectors = [flat.vector for _, flat in self._flats]
-        self._optimizer = make_optimizer([{"params": [flat.vector], "lr": rate} for rate, flat in self._flats], settings)
+        self._optimizer = make_optimizer([{"params": [flat.vector], "lr": rate.base} for rate, flat in self._flats], settings)
+        for group, (rate, _) in zip(self._optimizer.param_groups, self._flats, strict=True):
+            if not rate.decays:
+                group["weight_decay"] = 0.0
         self._scaler = _make_scaler(settings.precision, device)
         self._average = Average(self._vectors, settings.ema) if settings.ema else None
         self._skipped = 0
@@ -60,12 +67,13 @@ class Stepper:
         if loss.requires_grad:  # all layers may be left away by dropout
             (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
-    def step(self, factor: float, add_penalty: Callable[[], Any]) -> bool:
+    def step(self, factor: float, add_penalty: Callable[[], Any], step: int = 0) -> bool:
         """Moves the parameters by the gradients that are there; False where fp16's overflowed and the step is skipped, with nothing moved.
 
         Args:
             factor: of the learning rates in this step.
             add_penalty: adds more to the gradients, once they are averaged over the processes and no longer scaled, before they are clipped.
+            step: which step this is, from 0, for rates that are listed by steps.
 
         Raises:
             NotFiniteError: the gradients are not finite, without a loss scaler, or too often in a row with one.
@@ -80,7 +88,7 @@ class Stepper:
         self._count_skipped(finite)
         if finite:
             for group, (rate, _) in zip(self._optimizer.param_groups, self._flats, strict=True):
-                group["lr"] = rate * factor
+                group["lr"] = rate.at(step, factor)
             self._optimizer.step()
         if self._scaler is not None:
             self._scaler.update()
@@ -166,6 +174,12 @@ class Stepper:
 
     def _layout(self) -> list[Any]:
         return [self._settings.optimizer, *(vector.numel() for vector in self._vectors)]
+
+
+def _rate(name: str, settings: TrainingSettings, own: Mapping[str, Rate]) -> Rate:
+    """The rate of the parameter with that "component.layer.part"."""
+    component, layer, _ = name.split(".", 2)
+    return own[component] if component in own else Rate(rate_of((component, layer), settings))
 
 
 def _has_modes(optimizer: torch.optim.Optimizer) -> bool:

@@ -15,16 +15,20 @@ from ..patching.targets import Target
 from .backbone import Backbone
 from .conditioning import Captions, make_captions
 from .config import TrainConfig
+from .control_maps import find_values
 from .draws import Draw, Order, draw
 from .dropout import Dropout
 from .material import Material
 from .max_norm import limit_norms
 from .method import Method
+from .new_word import COMPONENT, NewWord
 from .objective import Objective, check_prediction
 from .optimizers import check_optimizer
 from .processes import Alone, Processes
+from .rates import Rate, word_rate
 from .schedules import rate_factor
 from .selection import Key
+from .step_list import parse_step_list
 from .stepper import NotFiniteError, Stepper
 from .validation import Validation
 
@@ -44,6 +48,8 @@ class Trainer:
         processes: who else trains the same; each takes its share of every batch.
         dropout: what the layers were wrapped with; None where the settings leave nothing away.
         targets: of the method's layers; needed for network.max_norm alone.
+        captions: what encodes captions.
+        word: a new word that is trained, put on the backbone; None where there is none.
 
     Attributes:
         parameters: by "component.layer.part".
@@ -54,10 +60,11 @@ class Trainer:
     def __init__(
         self, config: TrainConfig, backbone: Backbone, method: Method, material: Material, steps: int, prior: Material | None = None,
         processes: Processes | None = None, dropout: Dropout | None = None, targets: Mapping[Key, Target] | None = None, captions: Captions | None = None,
+        word: NewWord | None = None,
     ):
         check_settings(config, backbone)
         self._config, self._material, self._steps, self._prior = config, material, steps, prior
-        self.method = method
+        self.method, self.word = method, word
         self.processes = processes or Alone()
         self._dropout = dropout or Dropout(config.network, config.training.seed)
         self._targets = targets or {}
@@ -66,12 +73,17 @@ class Trainer:
         self._order = Order([material.bucket(sample) for sample in range(material.samples)], batch, seed)
         self._prior_order = None if prior is None else Order([prior.bucket(sample) for sample in range(prior.samples)], batch, seed + 1)
         trains_text = any(component != "unet" for component, _ in method.layers)
-        self._objective = Objective(config, backbone, captions or make_captions(backbone, trains_text), method.around)
+        self._objective = Objective(config, backbone, captions or make_captions(backbone, trains_text or word is not None), method.around)
         self.parameters = {
             f"{component}.{name}.{part}": value for (component, name), layer in method.layers.items() for part, value in layer.named_parameters()
             if value.requires_grad
         }
-        self._stepper = Stepper(self.parameters, config.training, self.processes, backbone.device)
+        self._word_rate = word_rate(config)
+        own_rates = {}
+        if word is not None:
+            self.parameters |= word.parameters
+            own_rates[COMPONENT] = self._word_rate
+        self._stepper = Stepper(self.parameters, config.training, self.processes, backbone.device, own_rates)
 
     def step(self, step: int) -> float:
         """The loss of that step (counted from 0), after which the parameters are one step further.
@@ -83,19 +95,23 @@ class Trainer:
         self._stepper.zero_gradients()
         losses = [self._one_part(step * parts + part, parts, step) for part in range(parts)]
         try:
-            moved = self._stepper.step(self._rate_factor(step), self.method.add_penalty)
+            moved = self._stepper.step(self._rate_factor(step), self.method.add_penalty, step)
         except NotFiniteError as error:
             raise NotFiniteError(f"step {step + 1}: {error}") from error
         if moved:
             if self._config.network.max_norm is not None:
                 limit_norms(self.method.layers, self._targets, self._config.network.max_norm)
             self.method.after_step(step + 1)
+            if self.word is not None and self._word_rate.at(step, self._rate_factor(step)):
+                self.word.after_step()
             self._stepper.follow()
         return sum(losses) / parts
 
     def learning_rate(self, step: int) -> float:
-        """The UNet's learning rate in that step."""
-        return self._config.training.learning_rate * self._rate_factor(step)
+        """The UNet's learning rate in that step; the word's, where that is trained alone."""
+        config = self._config
+        rate = self._word_rate if config.network.kind == "embedding" else Rate(config.training.learning_rate)
+        return rate.at(step, self._rate_factor(step))
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -142,10 +158,14 @@ class Trainer:
 
     def _draw(self, seed: int, epoch: int, sample: int, shape: torch.Size) -> Draw:
         steps = len(self._objective.alphas_cumprod)
-        return draw(seed, epoch, sample, shape, steps, self._config.data.caption_dropout, self._config.training.noise_offset)
+        return draw(seed, epoch, sample, shape, steps, self._config.data.caption_dropout, self._config.training.noise_offset,
+                    self._config.time_sampling)
 
     def _rate_factor(self, step: int) -> float:
         training = self._config.training
+        if training.schedule_steps is not None:
+            listed = parse_step_list("training.schedule_steps", training.schedule_steps).at(step)
+            return listed * rate_factor("constant", step, self._steps, training.warmup_steps)
         return rate_factor(training.schedule, step, self._steps, training.warmup_steps, training.restarts)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -176,9 +196,11 @@ def check_settings(config: TrainConfig, backbone: Backbone) -> None:
     """Returns where these settings of the optimising can be followed on that model; quick, to be asked before anything is encoded.
 
     Raises:
-        ConfigError: the optimiser's package is missing, or settings contradict each other or the model.
+        ConfigError: the optimiser's package is missing, a preprocessor is not known, or settings contradict each other or the model.
     """
     check_optimizer(config.training)
+    if config.network.kind == "adapter":
+        find_values(config.data)
     check_prediction(config, backbone)
     if config.network.max_norm is not None and config.training.optimizer == "schedule_free":
         raise ConfigError(f"network.max_norm = {config.network.max_norm:g}: schedule_free keeps an average that can't be scaled down with the layers; "

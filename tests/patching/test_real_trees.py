@@ -23,6 +23,7 @@ sys.path[:0] = [root, webui + "/repositories/stable-diffusion-stability-ai", web
 import torch
 from torch import nn
 from lib_lycoris.files.spelling import normal_name
+from lib_lycoris.patching.places import find_places
 from lib_lycoris.patching.targets import find_targets
 
 def tell(unet=None, encoders=()):
@@ -32,7 +33,8 @@ def tell(unet=None, encoders=()):
         for path, module in (unet.named_modules() if unet is not None else ())
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm))
     )
-    return {"shapes": {" ".join(key): list(target.shape) for key, target in targets.items()}, "found": found}
+    places = [] if unet is None else [[place.name, place.channels] for place in find_places(unet).places]
+    return {"shapes": {" ".join(key): list(target.shape) for key, target in targets.items()}, "found": found, "places": places}
 
 import contextlib, io
 shared = dict(image_size=32, out_channels=4, model_channels=320, num_res_blocks=2, use_spatial_transformer=True, use_checkpoint=False, legacy=False)
@@ -97,3 +99,10 @@ def test_the_hosts_own_open_clip_has_the_targets_of_clip(told, name, width, laye
         shapes = {" ".join(key): list(target.shape) for key, target in find_targets(None, [transformers.CLIPTextModel(config)]).items()}
     del shapes["te1 text_model_embeddings_position_embedding"]  # a bare parameter in open_clip, which no layer reads
     assert told[name]["shapes"] == shapes
+
+
+@pytest.mark.webui
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_maps_go_to_the_places_of_the_hosts_own_unets_that_tencents_go_to(told, kind):
+    names = ("input_blocks.3", "input_blocks.5", "input_blocks.8", "middle_block") if kind == "sdxl" else [f"input_blocks.{number}" for number in (2, 5, 8, 11)]
+    assert told[kind]["places"] == [[name, channels] for name, channels in zip(names, (320, 640, 1280, 1280), strict=True)]

@@ -113,6 +113,15 @@ class First(nn.Conv2d):
         return super().forward(x)
 
 
+class Block(nn.ModuleList):
+    """Called as a whole, as LDM's TimestepEmbedSequential is."""
+
+    def forward(self, x, emb, context):
+        for part in self:
+            x = part(x, emb, context)
+        return x
+
+
 class LdmUNet(nn.Module):
     """Two residual blocks a level down, three up, attention where `depths` says so; the middle as deep as the last level that has any."""
 
@@ -123,18 +132,18 @@ class LdmUNet(nn.Module):
         if vector:
             self.label_emb = nn.Sequential(nn.Sequential(nn.Linear(vector, embedding), nn.SiLU(), nn.Linear(embedding, embedding)))
         width, skips = widths[0], [widths[0]]
-        self.input_blocks = nn.ModuleList([nn.ModuleList([First(4, width, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([Block([First(4, width, 3, padding=1)])])
         for level, (outer, depth) in enumerate(zip(widths, depths, strict=True)):
             for _ in range(2):
                 attention = [SpatialTransformer(outer, depth, linear)] if depth else []
-                self.input_blocks.append(nn.ModuleList([ResBlock(width, outer, embedding), *attention]))
+                self.input_blocks.append(Block([ResBlock(width, outer, embedding), *attention]))
                 width = outer
                 skips.append(width)
             if level < len(widths) - 1:
-                self.input_blocks.append(nn.ModuleList([Downsample(width)]))
+                self.input_blocks.append(Block([Downsample(width)]))
                 skips.append(width)
         deepest = depths[-1] or max(depths)
-        self.middle_block = nn.ModuleList(
+        self.middle_block = Block(
             [ResBlock(width, width, embedding), SpatialTransformer(width, deepest, linear), ResBlock(width, width, embedding)])
         self.output_blocks = nn.ModuleList()
         for level in reversed(range(len(widths))):
@@ -142,7 +151,7 @@ class LdmUNet(nn.Module):
             for number in range(3):
                 block = [ResBlock(width + skips.pop(), outer, embedding), *([SpatialTransformer(outer, depth, linear)] if depth else [])]
                 width = outer
-                self.output_blocks.append(nn.ModuleList([*block, *([Upsample(width)] if level and number == 2 else [])]))
+                self.output_blocks.append(Block([*block, *([Upsample(width)] if level and number == 2 else [])]))
         self.out = nn.Sequential(nn.GroupNorm(2, width), nn.SiLU(), nn.Conv2d(width, 4, 3, padding=1))
 
     def forward(self, x, t, context, y=None):
@@ -150,15 +159,11 @@ class LdmUNet(nn.Module):
         emb = emb if y is None else emb + self.label_emb(y)
         skips = []
         for block in self.input_blocks:
-            for part in block:
-                x = part(x, emb, context)
+            x = block(x, emb, context)
             skips.append(x)
-        for part in self.middle_block:
-            x = part(x, emb, context)
+        x = self.middle_block(x, emb, context)
         for block in self.output_blocks:
-            x = torch.cat([x, skips.pop()], dim=1)
-            for part in block:
-                x = part(x, emb, context)
+            x = block(torch.cat([x, skips.pop()], dim=1), emb, context)
         return self.out(x)
 
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_lycoris.prompt.chunks import empty_chunk, make_chunks
+from lib_lycoris.prompt.chunks import Found, empty_chunk, make_chunks
 
 START, END, COMMA = 900, 901, 7
 
@@ -88,3 +88,53 @@ def test_a_chunk_is_filled_up_after_its_end_token_with_what_is_said():
     assert chunk.tokens == (1, 97, 98, 99, 2, *[0] * 72) and chunk.weights == (1.0,) * 77
     full, = make_chunks("a" * 75, lambda text: [ord(letter) for letter in text], None, 1, 2, filling=0)
     assert full.tokens == (1, *[97] * 75, 2)
+
+
+def finder(words):
+    """For {tokens: vectors}: the longest that fits, as a slow look at each."""
+    def find(tokens, place):
+        fits = [ids for ids in words if tuple(tokens[place:place + len(ids)]) == ids]
+        longest = max(fits, key=len, default=None)
+        return None if longest is None else Found(longest, len(longest), words[longest])
+    return find
+
+
+def test_a_words_vectors_take_the_place_of_its_tokens():
+    (only,) = chunk("1 (2 3:1.5) 4 5", find=finder({(102, 103): 3, (102,): 1, (105,): 1}))
+    assert only.tokens == (START, 101, 0, 0, 0, 104, 0, *[END] * 70)
+    assert only.weights == (1.0, 1.0, 1.5, 1.5, 1.5, *[1.0] * 72)
+    assert only.words == ((2, (102, 103)), (6, (105,)))
+
+
+def test_a_word_is_not_found_across_pieces_of_unequal_weight():
+    (only,) = chunk("2 (3:1.5)", find=finder({(102, 103): 2}))
+    assert only.words == () and only.tokens[:3] == (START, 102, 103)
+
+
+def test_vectors_that_do_not_fit_any_more_begin_the_next_chunk():
+    first, second = chunk(" ".join(["1"] * 73 + ["2"]), find=finder({(102,): 3}))
+    assert first.tokens == (START, *[101] * 73, END, END, END) and first.words == ()
+    assert second.tokens == (START, 0, 0, 0, *[END] * 73) and second.words == ((1, (102,)),)
+    (only,) = chunk(" ".join(["1"] * 72 + ["2"]), find=finder({(102,): 3}))
+    assert only.words == ((73, (102,)),) and only.tokens[-1] == END and END not in only.tokens[1:-1]
+
+
+def test_a_word_after_the_comma_at_which_a_full_chunk_is_cut_moves_with_its_vectors():
+    first, second = chunk(" ".join(["1"] * 70) + ", 2 1 1 1", find=finder({(102,): 2}))
+    assert first.tokens == (START, *[101] * 70, COMMA, *[END] * 5) and first.words == ()
+    assert second.tokens == (START, 0, 0, 101, 101, 101, *[END] * 71) and second.words == ((1, (102,)),)
+
+
+@given(st.lists(st.sampled_from(["1", "2", "3", ","]), max_size=200), st.integers(1, 75), st.integers(0, 30))
+def test_no_vector_is_lost_or_split_and_every_chunk_has_77_tokens(words, count, backtrack):
+    chunks = chunk(" ".join(words), backtrack=backtrack, find=finder({(102,): count, (102, 103): 1}))
+    wanted, place = [], 0
+    while place < len(words):
+        pair = words[place:place + 2] == ["2", "3"]
+        wanted += [(102, 103)] if pair else [(102,)] if words[place] == "2" else []
+        place += 2 if pair else 1
+    assert [word for each in chunks for _, word in each.words] == wanted
+    for each in chunks:
+        assert len(each.tokens) == len(each.weights) == 77
+        covered = [spot for start, word in each.words for spot in range(start, start + (1 if len(word) == 2 else count))]
+        assert [spot for spot, token in enumerate(each.tokens) if token == 0] == covered and max(covered, default=0) <= 75

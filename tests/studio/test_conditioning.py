@@ -12,9 +12,10 @@ def test_clip_skip_is_a_shallower_text_encoder(model, skip):
     from transformers import CLIPTextConfig, CLIPTextModel
     shallow = CLIPTextModel(CLIPTextConfig(**{**TEXT, "num_hidden_layers": TEXT["num_hidden_layers"] - skip + 1})).eval()
     shallow.load_state_dict(model.text_encoder.state_dict(), strict=False)
-    tokens = [chunk.tokens for chunk in conditioning.prompt_chunks(model, "a red circle")]
+    chunks = conditioning.prompt_chunks(model, "a red circle")
+    tokens = torch.tensor([chunk.tokens for chunk in chunks])
     with torch.no_grad():
-        torch.testing.assert_close(conditioning.encode_tokens(model, tokens, skip), shallow(input_ids=torch.tensor(tokens)).last_hidden_state)
+        torch.testing.assert_close(conditioning.encode_chunks(model, chunks, skip), shallow(input_ids=tokens).last_hidden_state)
 
 
 @pytest.mark.parametrize("skip", [0, 4])

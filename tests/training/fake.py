@@ -10,6 +10,8 @@ from PIL import Image
 from torch import nn
 
 WIDTH = 8
+LENGTH = 12
+"""Tokens of a caption."""
 
 
 class Attention(nn.Module):
@@ -99,7 +101,7 @@ class EncoderLayer(nn.Module):
 class TextEncoder(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embeddings = nn.Embedding(256, WIDTH)
+        self.embeddings = Rows()
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList([EncoderLayer()])})
         self.final_layer_norm = nn.LayerNorm(WIDTH)
 
@@ -114,6 +116,22 @@ class TextModel(nn.Module):
 
     def forward(self, ids):
         return self.text_model(ids)
+
+
+class Rows(nn.Embedding):
+    """A table of tokens, the bytes of a text, where some rows of the answer may be others."""
+
+    def __init__(self):
+        super().__init__(256, WIDTH)
+        self.others = []
+
+    def forward(self, ids):
+        rows = super().forward(ids)
+        others, self.others = self.others, []
+        if not others:
+            return rows
+        return torch.stack([row if other is None else torch.cat([row[: other[0]], other[1], row[other[0] + len(other[1]) :]])
+                            for row, other in zip(rows, others, strict=True)])
 
 
 class FakeBackbone:
@@ -133,6 +151,7 @@ class FakeBackbone:
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
         self.alphas_cumprod = torch.cumprod(1 - betas, 0)
         self.captions = []
+        self.put_on = {}
         self.inputs = []
         self.in_training = False
         self.poison_at = None
@@ -142,7 +161,37 @@ class FakeBackbone:
 
     def encode_captions(self, captions):
         self.captions += captions
-        return self.text_encoders[0](torch.tensor([list(caption.encode().ljust(12)[:12]) for caption in captions]))
+        found = [self._find(caption.encode()) for caption in captions]
+        if any(place is not None for _, place in found):
+            self.table.others = [place for _, place in found]
+        return self.text_encoders[0](torch.tensor([list(text.ljust(LENGTH)[:LENGTH]) for text, _ in found]))
+
+    @property
+    def table(self):
+        return self.text_encoders[0].text_model.embeddings
+
+    def _find(self, text):
+        """(the text with blanks where a word's vectors go, (where they go, the vectors)); the word counts once, at the beginning of what fits."""
+        for word, vectors in self.put_on.items():
+            place = text.lower().find(word.lower().encode())
+            if 0 <= place <= LENGTH - len(vectors["clip_l"]):
+                return text[:place] + b" " * len(vectors["clip_l"]) + text[place + len(word) :], (place, vectors["clip_l"])
+        return text, None
+
+    @contextlib.contextmanager
+    def words(self, vectors):
+        before, self.put_on = self.put_on, {**self.put_on, **vectors}
+        try:
+            yield
+        finally:
+            self.put_on = before
+
+    def word_rows(self, text):
+        return {"clip_l": self.table.weight.detach()[list(text.encode())].clone()}
+
+    def word_statistics(self):
+        table = self.table.weight.detach()
+        return {"clip_l": (table.mean(0), table.std(0), float(table.norm(dim=1).median()))}
 
     def predict(self, x_t, t, conditioning):
         assert self.in_training
@@ -151,7 +200,7 @@ class FakeBackbone:
         return output * float("nan") if self.poison_at is not None and len(self.inputs) > self.poison_at else output
 
     def preview(self, prompt, seed, **settings):
-        return torch.zeros(8, 8, 3, dtype=torch.uint8).numpy()
+        return torch.zeros(64, 64, 3, dtype=torch.uint8).numpy()
 
     @contextlib.contextmanager
     def training(self):

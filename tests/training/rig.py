@@ -14,6 +14,7 @@ from lib_lycoris.training.dropout import Dropout
 from lib_lycoris.training.frozen import frozen
 from lib_lycoris.training.material import PlainMaterial
 from lib_lycoris.training.methods import make_method
+from lib_lycoris.training.new_word import make_word
 from lib_lycoris.training.rates import learning_targets
 from lib_lycoris.training.selection import select_targets
 from lib_lycoris.training.trainer import Trainer
@@ -49,8 +50,10 @@ def rig(config, backbone=None, material=None, prior=None, processes=None, starte
     share = (processes.rank, processes.count) if processes is not None else (0, 1)
     dropout = Dropout(config.network, config.training.seed, *share)
     blocks = checkpointed([backbone.unet, *backbone.text_encoders]) if config.training.gradient_checkpointing else contextlib.nullcontext()
-    with backbone.training(), frozen([backbone.unet, *backbone.text_encoders]), attach(targets, dropout.wrap(method.layers)), blocks:
-        yield Trainer(config, backbone, method, material or material_of(), config.training.steps, prior, processes, dropout, targets)
+    word = make_word(config, backbone)
+    on = contextlib.nullcontext() if word is None else word.put_on(backbone)
+    with backbone.training(), frozen([backbone.unet, *backbone.text_encoders]), on, attach(targets, dropout.wrap(method.layers)), blocks:
+        yield Trainer(config, backbone, method, material or material_of(), config.training.steps, prior, processes, dropout, targets, word=word)
 
 
 def start(layers):
