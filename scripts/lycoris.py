@@ -84,7 +84,7 @@ def _add_routes(app, extension, pages, training, adapters):
         preprocess=training.preprocess, adapters=adapters.rows, control_map=adapters.preprocess, preprocessors=adapters.preprocessors,
         library=LibraryCalls(ACTIONS, library.run, library.jobs.states, library.jobs.stop, library.trash),
     )
-    add_routes(app, callables, authorise=passwords(credentials) if credentials else None)
+    add_routes(app, callables, authorise=passwords(credentials) if credentials is not None else None)
 
 
 _reason = unsupported_host()
