@@ -9,13 +9,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ..errors import BusyError, LycoError
 from .config import TrainConfig
 from .progress import StepReport, render_phase
-from .result import TrainResult
+from .result import TrainResult, typed_for
 from .watch import OnPhase, Pause
 
 BUSY = ("preparing", "running", "pausing", "paused", "stopping")
@@ -67,7 +66,7 @@ class JobState:
         validations: (step, loss) on what is not trained on.
         log: lines for the user.
         path: of the network file, once there is one.
-        tag: what is written into a prompt to use it.
+        tag: what is written into a prompt to use it; None for an adapter, which is chosen beside the prompt.
         error: why it failed, one line.
     """
 
@@ -260,8 +259,9 @@ class TrainJob:
                 kept = "before the first step, nothing was saved" if result.state is None or not result.steps else f"{result.state} is still there"
                 self._change(phase="stopped", doing="", seconds_left=None, log=self._log_with(f"Stopped: {kept}"))
                 return
-            self._change(phase="stopped" if result.stopped else "done", doing="", seconds_left=None, path=str(result.path),
-                         tag=_tag(self._config, result.path), log=self._log_with(f"Saved {result.path} after {result.steps} steps"))
+            typed = None if self._config is None else typed_for(self._config, result.path)
+            self._change(phase="stopped" if result.stopped else "done", doing="", seconds_left=None, path=str(result.path), tag=typed,
+                         log=self._log_with(f"Saved {result.path} after {result.steps} steps"))
 
     def _fail(self, line: str) -> None:
         with self._guard:
@@ -310,14 +310,6 @@ class _JobPause:
         with self._changed:
             self._changed.wait_for(lambda: self._ended or not self._asked)
             return not self._ended
-
-
-def _tag(config: TrainConfig | None, path: Path) -> str:
-    """What is typed to use the file: an embedding's own name, or a network's tag, with the word behind it that was trained with the network."""
-    if config is not None and config.network.kind == "embedding":
-        return path.stem
-    word = None if config is None else config.word
-    return f"<lyco:{path.stem}:1>" + (f" {word}" if word else "")
 
 
 def _finite(value: float | None) -> float | None:
