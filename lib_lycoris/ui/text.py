@@ -46,6 +46,11 @@ def problems(lines: Sequence[str]) -> str:
     return '<div role="alert">' + "".join(f"<p>{escape(line)}</p>" for line in lines) + "</div>"
 
 
+def note(line: str) -> str:
+    """HTML of a line that explains something."""
+    return f'<p class="lycoris-note">{escape(line)}</p>'
+
+
 def progress(state: Mapping[str, Any]) -> str:
     """HTML of how far a training is: a sentence and a bar."""
     phase = state.get("phase", "idle")

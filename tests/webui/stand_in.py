@@ -56,6 +56,7 @@ class StandIn:
 
         wanted = {**DEFAULTS, **settings, "prompt": prompt}
         init, checkpoint = wanted.pop("init"), wanted.pop("checkpoint")
+        wanted["script_args"] = {name: given["args"] for name, given in wanted.pop("alwayson_scripts", {}).items()}
         if checkpoint is not None:
             self._shared.opts.data["sd_model_checkpoint"] = checkpoint
         if init is not None:
@@ -67,7 +68,8 @@ class StandIn:
                 latents, texts = processing.process_images(p)
             finally:
                 p.close()
-        return Reply([self.decode(each) for each in latents], list(p.comments), p.extra_generation_params, "\n".join(texts))
+        maps = [picture.tobytes() for picture in p.processed.images]
+        return Reply([self.decode(each) for each in latents] + maps, list(p.comments), p.extra_generation_params, "\n".join(texts))
 
     @staticmethod
     def decode(latents: torch.Tensor) -> bytes:
