@@ -43,6 +43,7 @@ class Callables:
         resume: goes on with the training that is paused (or was stopped, or failed), or takes a config and goes on from its newest saved state;
             gives the state.
         generate: takes settings of a picture, gives a mapping with pictures.
+        embeddings, embedding, remark_embedding, delete_embedding: the same four for textual inversions.
         preprocess: takes a folder and an interrogator's name, writes captions for the pictures without one, gives which.
     """
 
@@ -57,6 +58,10 @@ class Callables:
     pause: Callable[[], Mapping[str, Any]] | None = None
     resume: Callable[[Mapping[str, Any] | None], Mapping[str, Any]] | None = None
     preprocess: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    embeddings: Callable[[], Sequence[Mapping[str, Any]]] | None = None
+    embedding: Callable[[str], Mapping[str, Any]] | None = None
+    remark_embedding: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
+    delete_embedding: Callable[[str], Mapping[str, Any]] | None = None
 
 
 def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str], bool] | None = None, picture: Sequence[Setting] = ()) -> None:
@@ -87,6 +92,11 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
     add("GET", f"/networks/{NAME}", "One network: what its file says, and the user's remarks", callables.network)
     add("PATCH", f"/networks/{NAME}", "Change the user's remarks on a network", callables.remark, _REMARKS)
     add("DELETE", f"/networks/{NAME}", "Delete a network's file and what belongs to it alone: remarks, previews", callables.delete)
+    embeddings = callables.embeddings
+    add("GET", "/embeddings", "The embeddings on disk", None if embeddings is None else lambda: {"embeddings": list(embeddings())})
+    add("GET", f"/embeddings/{NAME}", "One embedding: what its file says, its vectors' lengths, and the user's remarks", callables.embedding)
+    add("PATCH", f"/embeddings/{NAME}", "Change the user's remarks on an embedding", callables.remark_embedding, _REMARKS)
+    add("DELETE", f"/embeddings/{NAME}", "Delete an embedding's file and what belongs to it alone: remarks, previews", callables.delete_embedding)
     add("POST", "/train", "Start a training; the body is a training config", callables.train, json_schema())
     add("GET", "/train", "The training that runs or ran last", callables.state)
     add("POST", "/train/stop", "Save and end the running training", callables.stop)
@@ -211,7 +221,7 @@ _ERROR = {
 }
 _NAME_DESCRIBED = {
     "name": "name", "in": "path", "required": True, "schema": {"type": "string"},
-    "description": "The network's name as in the list, with its folder where two have one name. To look at it, its alias or hash will do too.",
+    "description": "The name as in the list, with its folder where two have one name. To look at a network, its alias or hash will do too.",
 }
 _PREPROCESS = {
     "type": "object", "additionalProperties": False, "required": ["folder"],

@@ -107,7 +107,8 @@ def make_app(bench: Workbench) -> Any:
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[ADDRESS, "localhost"])
     callables = Callables(networks=bench.shelf.rows, network=bench.shelf.look_into, remark=bench.shelf.remark, delete=bench.shelf.delete,
                           train=bench.train, state=bench.state, stop=bench.stop, pause=bench.pause, resume=bench.resume,
-                          generate=lambda values: _generate(bench, values))
+                          generate=lambda values: _generate(bench, values), embeddings=bench.embeddings.rows, embedding=bench.embeddings.look_into,
+                          remark_embedding=bench.embeddings.remark, delete_embedding=bench.embeddings.delete)
     add_routes(app, callables, picture=record)
     page = make_page(bench, record)
     allowed = [str((bench.outputs / "pictures").resolve())]

@@ -33,11 +33,14 @@ class Workbench:
         checkpoint: a file; None: the embedded one.
         folders: where networks are looked for.
         outputs: where pictures go, to a folder of their own.
+        embeddings: where embeddings are looked for; None: where networks are.
     """
 
-    def __init__(self, checkpoint: str | None = None, folders: list[str] | None = None, outputs: Path = OUTPUTS) -> None:
+    def __init__(self, checkpoint: str | None = None, folders: list[str] | None = None, outputs: Path = OUTPUTS,
+                 embeddings: list[str] | None = None) -> None:
         self.checkpoint, self.outputs = checkpoint, outputs
         self._folders = [Path(folder) for folder in folders or [str(outputs)]]
+        self._embedding_folders = [Path(folder) for folder in embeddings] if embeddings else list(self._folders)
         self._lock = threading.Lock()
         self._loaded = threading.Event()
         self._model: Any = None
@@ -46,6 +49,7 @@ class Workbench:
         self._stop_generating = threading.Event()
         self._catalogue = self._make_catalogue()
         self._shelf = self._make_shelf()
+        self._embeddings = self._make_embeddings()
         self.job = TrainJob(self._train, self._lock)
 
     def load(self) -> None:
@@ -95,6 +99,16 @@ class Workbench:
         """The networks on disk, without the states that trainings keep beside theirs."""
         return self._shelf
 
+    @property
+    def embeddings(self) -> Any:
+        """The embeddings on disk."""
+        return self._embeddings
+
+    def _make_embeddings(self) -> Any:
+        from ..library.embedding_shelf import EmbeddingShelf
+
+        return EmbeddingShelf(lambda: self._embedding_folders)
+
     def network_names(self) -> list[str]:
         """Names of the networks on disk now, as they stand in a tag."""
         return [network["name"] for network in self.shelf.rows()]
@@ -119,11 +133,13 @@ class Workbench:
         return Generation(self._catalogue, NetworkCache(_CACHE_BYTES), Session(self._model.unet, [self._model.text_encoder]))
 
     def _look_into(self, folder: Path) -> None:
-        """Looks for networks in that folder too."""
+        """Looks for networks and embeddings in that folder too."""
         if not any(folder.resolve().is_relative_to(known.resolve()) for known in self._folders):
             self._folders.append(folder)
             self._catalogue = self._make_catalogue()
             self._networks.catalogue = self._catalogue
+        if not any(folder.resolve().is_relative_to(known.resolve()) for known in self._embedding_folders):
+            self._embedding_folders.append(folder)
 
     # ---------------------------------------------------------------- generate
 
@@ -150,7 +166,7 @@ class Workbench:
             from ..studio.generate import generate
 
             pictures = generate(model, settings, self._networks, lambda step, count, _: tell((step + 1) / count, f"Step {step + 1} of {count}"),
-                                self._stop_generating.is_set)
+                                self._stop_generating.is_set, self._embeddings.vectors())
         finally:
             self._lock.release()
         return {"pictures": self._write(pictures), "problems": list(pictures[0].problems), "interrupted": pictures[0].interrupted}
