@@ -50,10 +50,11 @@ def _add_routes(app, extension, shelf, training):
         return
     from lib_lycoris.api.routes import Callables, add_routes, passwords
 
-    credentials = extension.api_credentials
+    credentials, words = extension.api_credentials, extension.applier.embeddings
     callables = Callables(
         networks=shelf.rows, network=shelf.look_into, remark=shelf.remark, delete=shelf.delete, train=training.start, state=training.state,
         stop=training.stop, pause=training.pause, resume=training.resume, preprocess=training.preprocess,
+        embeddings=words.shelf.rows, embedding=words.shelf.look_into, remark_embedding=words.shelf.remark, delete_embedding=words.delete,
     )
     add_routes(app, callables, authorise=passwords(credentials) if credentials else None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,16 @@ class EmbeddingShelf:
         self._folders = folders
         self._known: dict[Path, _Known] = {}
 
-    def words(self) -> dict[str, Path]:
-        """{word: file} of every embedding on disk now, in alphabetical order; of two with one word the first folder's."""
+    def words(self, but: Collection[str] = ()) -> dict[str, Path]:
+        """{word: file} of every embedding on disk now, in alphabetical order; of two with one word the first folder's.
+
+        Args:
+            but: words that somebody else knows already: files of such a name are not looked at.
+        """
         found: dict[str, Path] = {}
         for path in self._files():
+            if path.stem in but:
+                continue
             known = self._look_at(path)
             if known.embedding is not None or known.problem is not None:
                 found.setdefault(known.embedding.word if known.embedding else path.stem, path)
@@ -67,6 +73,10 @@ class EmbeddingShelf:
         if known.embedding is None:
             raise NetworkFileError(known.problem or f"{shown(path)} is no embedding any more: it changed; look again")
         return known.embedding
+
+    def problems(self) -> dict[str, str]:
+        """{word: why it can't be used} of the embeddings that were looked at when `words` was asked last."""
+        return {path.stem: known.problem for path, known in self._known.items() if known.problem is not None and path.exists()}
 
     def find(self, name: str) -> Path:
         """The file that a word means; a path below a folder, with or without its ending, will do too.

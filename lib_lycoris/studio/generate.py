@@ -81,7 +81,7 @@ def generate(model: StudioModel, settings: GenerateSettings, networks: Networks 
             problems += [f"network {request.name!r} was not applied: there is no network folder here" for request in (*wanted, *unwanted)]
         seeds = [first + place for place in range(settings.batch)]
         packed = {word: each.vectors for word, each in networks.embeddings.items()} if networks is not None else {}
-        with model.words.given(packed, problems.append), model.words.given(embeddings or {}, problems.append):
+        with model.words.given(packed, problems.append), model.words.given(embeddings if embeddings is not None else {}, problems.append):
             return draw_pictures(model, settings, Texts(prompt, negative), seeds, problems, on_step, should_stop, networks)
     finally:
         if networks is not None:

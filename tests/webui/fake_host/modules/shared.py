@@ -38,7 +38,7 @@ class State:
 
 
 opts = Options()
-cmd_opts = SimpleNamespace(api_auth=None, lowvram=False, api=True, no_prompt_history=False)
+cmd_opts = SimpleNamespace(api_auth=None, lowvram=False, api=True, no_prompt_history=False, embeddings_dir=None)
 loaded_hypernetworks = []
 state = State()
 models_path = None
