@@ -103,7 +103,7 @@ class NetworksPage(ui_extra_networks.ExtraNetworksPage):
 
     def create_card_view_html(self, tabname: str, *, none_message: str | None) -> str:
         """All cards' HTML, or what stands there where there are none."""
-        folders = "".join(f"<li>{html.escape(folder)}</li>" for folder in settings.network_folders() if folder.is_dir())
+        folders = "".join(f"<li>{html.escape(str(folder))}</li>" for folder in settings.network_folders() if folder.is_dir())
         nothing = f"<div class='nocards'><h1>No networks yet. Put .safetensors files into one of these folders:</h1><ul>{folders}</ul></div>"
         return super().create_card_view_html(tabname, none_message=none_message or nothing)
 

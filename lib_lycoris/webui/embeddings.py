@@ -57,6 +57,7 @@ class Embeddings:
         self.shelf = EmbeddingShelf(folders)
         self._files: dict[str, Any] = {}
         self._packed: dict[str, Any] = {}
+        self._wanted: dict[str, Embedding] = {}
         self._seen: dict[str, Any] = {}
         self._lock = threading.RLock()
 
@@ -94,18 +95,26 @@ class Embeddings:
     def put_on(self, packed: Mapping[str, Embedding]) -> None:
         """Registers what is packed with the networks that are on, in place of what was; a word that a file has stays the file's."""
         self.take_off()
+        self._wanted = dict(packed)
+        self.renew()
+
+    @_alone
+    def renew(self) -> None:
+        """Registers what is packed with the networks that are on where its word is free now.
+
+        The built-in Lora extension may have had the word from a picture before, and takes it away after we were called and before prompts are encoded.
+        """
         db, model = _database(), host.loaded_model()
-        if model is None:
-            return
-        for word, found in packed.items():
-            if word not in _held(db):
-                self._packed[word] = _make(found, word, packed=True)
-                _put(db, model, word, self._packed[word])
+        for word, found in self._wanted.items():
+            if model is not None and word not in _held(db):
+                made = self._packed.get(word) or _make(found, word, packed=True)
+                self._packed[word] = made
+                _put(db, model, word, made)
 
     @_alone
     def take_off(self) -> None:
         """Takes what is packed with networks out of the database, where it is still there."""
-        packed, self._packed = self._packed, {}
+        packed, self._packed, self._wanted = self._packed, {}, {}
         model = host.loaded_model()
         for word, held in packed.items():
             if model is not None:
