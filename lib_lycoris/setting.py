@@ -236,3 +236,45 @@ def _make_setting(section: str, item: Any, hint: Any) -> Setting:
     kind = _KIND_NAMES[typing.get_origin(plain) or plain]
     default = None if item.default is MISSING else item.default
     return Setting(section=section, name=item.name, kind=kind, optional=optional, default=default, **item.metadata)
+
+
+@dataclass(frozen=True)
+class Action:
+    """Something that page, routes and command line can do, by one record.
+
+    Attributes:
+        name: of route and command.
+        label: of its button.
+        help: what it does, in a sentence.
+        record: the section that its values make; bad values are an error when it is made.
+        long: whether it is done in the background, and gives a job instead of its result.
+    """
+
+    name: str
+    label: str
+    help: str
+    record: type[Section]
+    long: bool = False
+
+    @property
+    def settings(self) -> list[Setting]:
+        """The settings of its record."""
+        return section_settings(self.record)
+
+    def make(self, values: typing.Mapping[str, Any]) -> Any:
+        """The record of these values.
+
+        Raises:
+            ConfigError: an unknown name, or a value that can't be.
+        """
+        known = [item.name for item in self.settings]
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+                raise ConfigError(f"{self.record.section}.{name}: no such setting; {advice}")
+        return self.record(**values)
+
+    def json_schema(self) -> dict[str, Any]:
+        """Its values in JSON Schema."""
+        return {"type": "object", "additionalProperties": False, "properties": {item.name: item.json_schema() for item in self.settings}}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_lycoris.files.metadata import HELD
+from lib_lycoris.files.metadata import HELD, HELD_BY_ADAPTERS
 from lib_lycoris.training.config import settings
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -23,7 +23,7 @@ def test_every_setting_stands_in_the_readme_with_its_default_and_its_sentence(se
     assert row in README, f"put this row into README.md: {row}"
 
 
-@pytest.mark.parametrize("key", sorted(HELD))
+@pytest.mark.parametrize("key", sorted(HELD | HELD_BY_ADAPTERS))
 def test_every_key_that_a_trained_file_can_hold_stands_in_the_readme(key):
-    row = f"| `{key}` | {HELD[key]} |"
+    row = f"| `{key}` | {(HELD | HELD_BY_ADAPTERS)[key]} |"
     assert row in README, f"put this row into README.md: {row}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -14,17 +15,42 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from starlette.concurrency import run_in_threadpool
 
-from ..errors import BusyError, LycoError, UnknownNetworkError
-from ..training.config import Setting, json_schema
+from ..errors import BusyError, LycoError, UnknownNetworkError, UnknownPresetError
+from ..prompt.unit import Unit
+from ..setting import Action, Setting, section_settings
+from ..training.config import json_schema
+from .desk import add_desk
 
 PREFIX = "/lycoris/v1"
 LARGEST_BODY = 1_000_000
 """Bytes of JSON that a request may carry; a training config has some thousand."""
 
+LARGEST_PICTURE = 30_000_000
+"""The same where it holds a picture."""
+
 NAME = "{name:path}"
 """A network's name in a route: it may hold a folder."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True)
+class LibraryCalls:
+    """What the routes of the library do: one for each action, and what its page shows beside them.
+
+    Attributes:
+        actions: what can be done.
+        run: takes an action's name and its values, gives what came of it, or of a long one its job.
+        jobs: gives the work in the background: {"version", "jobs": [state]}.
+        stop: takes a job's number, or None for all, and stops it; gives what `jobs` gives.
+        trash: gives what lies in the trash.
+    """
+
+    actions: Sequence[Action]
+    run: Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
+    jobs: Callable[[], Mapping[str, Any]]
+    stop: Callable[[int | None], Mapping[str, Any]]
+    trash: Callable[[], Sequence[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -43,8 +69,15 @@ class Callables:
         resume: goes on with the training that is paused (or was stopped, or failed), or takes a config and goes on from its newest saved state;
             gives the state.
         generate: takes settings of a picture, gives a mapping with pictures.
+        preview: asks the running training for preview pictures now, gives the state.
+        check: takes a training config, gives in words what would happen.
+        desk: what is around a training, as `training.desk.Desk`: pictures, captions, uploads, presets, settings in other forms.
         embeddings, embedding, remark_embedding, delete_embedding: the same four for textual inversions.
         preprocess: takes a folder and an interrogator's name, writes captions for the pictures without one, gives which.
+        library: what can be done with the files on disk.
+        adapters: gives one mapping for each T2I-Adapter on disk.
+        control_map: takes a picture (base64), sizes and a unit's values, gives the control map; the same route as `preprocess`, where no folder is named.
+        preprocessors: gives one mapping for each preprocessor of control maps.
     """
 
     networks: Callable[[], Sequence[Mapping[str, Any]]]
@@ -58,6 +91,28 @@ class Callables:
     pause: Callable[[], Mapping[str, Any]] | None = None
     resume: Callable[[Mapping[str, Any] | None], Mapping[str, Any]] | None = None
     preprocess: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    preview: Callable[[], Mapping[str, Any]] | None = None
+    check: Callable[[Mapping[str, Any]], Sequence[str]] | None = None
+    desk: Any = None
+    adapters: Callable[[], Sequence[Mapping[str, Any]]] | None = None
+    control_map: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    preprocessors: Callable[[], Sequence[Mapping[str, Any]]] | None = None
+    library: LibraryCalls | None = None
+
+    def list_adapters(self) -> Mapping[str, Any]:
+        """The adapters, and the preprocessors."""
+        return {"adapters": list(self.adapters() if self.adapters else ()), "preprocessors": list(self.preprocessors() if self.preprocessors else ())}
+
+    def prepare(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A control map of a picture, or captions for a folder.
+
+        Raises:
+            LycoError: neither is there, or what was asked can't be done.
+        """
+        work = self.preprocess if "folder" in values else self.control_map
+        if work is None:
+            raise BodyError("this host makes only " + ("captions: name a folder" if self.preprocess else "control maps: give a picture"))
+        return work(values)
     embeddings: Callable[[], Sequence[Mapping[str, Any]]] | None = None
     embedding: Callable[[str], Mapping[str, Any]] | None = None
     remark_embedding: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
@@ -74,7 +129,8 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
         picture: the record of a picture's settings, for the description of `generate`.
     """
 
-    def add(method: str, path: str, summary: str, work: Callable[..., Any] | None, body: Mapping[str, Any] | None = None, required: bool = True) -> None:
+    def add(method: str, path: str, summary: str, work: Callable[..., Any] | None, body: Mapping[str, Any] | None = None, required: bool = True,
+            largest: int = LARGEST_BODY) -> None:
         if work is None:
             return
         described: dict[str, Any] = {"responses": {"4XX": _ERROR}}
@@ -84,27 +140,48 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
         if named:
             described["parameters"] = [_NAME_DESCRIBED]
         app.add_api_route(
-            PREFIX + path, _endpoint(work, named, body is not None, required, authorise), methods=[method], summary=summary, tags=["lycoris"],
-            openapi_extra=described, response_class=JSONResponse, name=f"lycoris {method.lower()} {path.strip('/').replace(NAME, 'NAME')}",
+            PREFIX + path, _endpoint(work, named, largest if body is not None else None, required, authorise), methods=[method], summary=summary,
+            tags=["lycoris"], openapi_extra=described, response_class=JSONResponse, name=f"lycoris {method.lower()} {path.strip('/').replace(NAME, 'NAME')}",
         )
 
     add("GET", "/networks", "The networks on disk", lambda: {"networks": list(callables.networks())})
     add("GET", f"/networks/{NAME}", "One network: what its file says, and the user's remarks", callables.network)
     add("PATCH", f"/networks/{NAME}", "Change the user's remarks on a network", callables.remark, _REMARKS)
-    add("DELETE", f"/networks/{NAME}", "Delete a network's file and what belongs to it alone: remarks, previews", callables.delete)
+    add("DELETE", f"/networks/{NAME}", "Move a network's file to the trash, and what belongs to it alone: remarks, previews", callables.delete)
     embeddings = callables.embeddings
     add("GET", "/embeddings", "The embeddings on disk", None if embeddings is None else lambda: {"embeddings": list(embeddings())})
     add("GET", f"/embeddings/{NAME}", "One embedding: what its file says, its vectors' lengths, and the user's remarks", callables.embedding)
     add("PATCH", f"/embeddings/{NAME}", "Change the user's remarks on an embedding", callables.remark_embedding, _REMARKS)
-    add("DELETE", f"/embeddings/{NAME}", "Delete an embedding's file and what belongs to it alone: remarks, previews", callables.delete_embedding)
+    add("DELETE", f"/embeddings/{NAME}", "Move an embedding's file to the trash, and what belongs to it alone: remarks, previews", callables.delete_embedding)
     add("POST", "/train", "Start a training; the body is a training config", callables.train, json_schema())
     add("GET", "/train", "The training that runs or ran last", callables.state)
     add("POST", "/train/stop", "Save and end the running training", callables.stop)
     add("POST", "/train/pause", "Save the running training and free the model until it is resumed", callables.pause)
     add("POST", "/train/resume", "Go on with the paused (or stopped, or failed) training; with a config: from that training's newest saved state",
         callables.resume, json_schema(), required=False)
-    add("POST", "/preprocess", "Write captions for a folder's pictures that have none", callables.preprocess, _PREPROCESS)
+    add("POST", "/train/preview", "Make preview pictures after the step that the running training is in", callables.preview)
+    add("POST", "/train/check", "In words, what a training would do; the body is its config",
+        None if callables.check is None else lambda config: {"lines": list(callables.check(config))}, json_schema())
+    if callables.desk is not None:
+        add_desk(add, callables.desk)
+    if callables.adapters is not None:
+        add("GET", "/adapters", "The T2I-Adapters on disk, and the preprocessors of control maps", callables.list_adapters)
+    if callables.preprocess is not None or callables.control_map is not None:
+        add("POST", "/preprocess", "Make a control map of a picture; or, given a folder, write captions for its pictures that have none", callables.prepare,
+            _PREPROCESS, largest=LARGEST_PICTURE)
     add("POST", "/generate", "Generate pictures", callables.generate, _picture_schema(picture))
+    if callables.library is not None:
+        _add_library(add, callables.library)
+
+
+def _add_library(add: Callable[..., None], library: LibraryCalls) -> None:
+    add("GET", "/library/trash", "What lies in the trash, newest first", lambda: {"trash": list(library.trash())})
+    add("GET", "/library/jobs", "The library's work in the background, oldest first", library.jobs)
+    add("POST", "/library/jobs/stop", "Stop a piece of work, or all of it", lambda body: library.stop((body or {}).get("job")), _JOB, required=False)
+    for action in library.actions:
+        largest = LARGEST_PICTURE if any(setting.name == "image" for setting in action.settings) else LARGEST_BODY
+        more = " Gives a job; GET library/jobs tells how it stands." if action.long else ""
+        add("POST", f"/library/{action.name}", action.help + more, functools.partial(library.run, action.name), action.json_schema(), largest=largest)
 
 
 def _picture_schema(record: Sequence[Setting]) -> dict[str, Any]:
@@ -135,14 +212,14 @@ class BodyError(LycoError, ValueError):
 
 
 def _endpoint(
-    work: Callable[..., Any], takes_name: bool, takes_body: bool, needs_body: bool, authorise: Callable[[str, str], bool] | None
+    work: Callable[..., Any], takes_name: bool, largest_body: int | None, needs_body: bool, authorise: Callable[[str, str], bool] | None
 ) -> Callable[..., Any]:
     async def answer(request: Request) -> JSONResponse:
         try:
             _refuse_foreign_origin(request)
             arguments = [request.path_params["name"]] if takes_name else []
-            if takes_body:
-                arguments.append(await _read_body(request, needs_body))
+            if largest_body is not None:
+                arguments.append(await _read_body(request, needs_body, largest_body))
             return JSONResponse(dict(await run_in_threadpool(work, *arguments)))
         except LycoError as error:
             return _error_response(error)
@@ -183,17 +260,18 @@ def _is_of(origin: str, host: str) -> bool:
         return False
 
 
-async def _read_body(request: Request, needed: bool) -> Mapping[str, Any] | None:
+async def _read_body(request: Request, needed: bool, largest: int) -> Mapping[str, Any] | None:
     """The posted JSON object; None for an empty body, where it may be left out.
 
     Raises:
         BodyError: too large, no JSON, or no object.
     """
-    text = b""
+    text = bytearray()
     async for piece in request.stream():
         text += piece
-        if len(text) > LARGEST_BODY:
-            raise BodyError(f"the request's body is larger than {LARGEST_BODY} bytes: post the settings alone")
+        if len(text) > largest:
+            advice = "the settings alone" if largest == LARGEST_BODY else "a smaller picture, or fewer files at once"
+            raise BodyError(f"the request's body is larger than {largest} bytes: post {advice}")
     if not needed and not text.strip():
         return None
     try:
@@ -214,7 +292,7 @@ def _error_response(error: LycoError) -> JSONResponse:
     return JSONResponse({"error": str(error)}, status_code=status, headers=headers)
 
 
-_STATUS = ((BusyError, 409), (UnknownNetworkError, 404))
+_STATUS = ((BusyError, 409), (UnknownNetworkError, 404), (UnknownPresetError, 404))
 _ERROR = {
     "description": "What was wrong, where, and what to do",
     "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}}},
@@ -223,10 +301,19 @@ _NAME_DESCRIBED = {
     "name": "name", "in": "path", "required": True, "schema": {"type": "string"},
     "description": "The name as in the list, with its folder where two have one name. To look at a network, its alias or hash will do too.",
 }
+_JOB = {
+    "type": "object", "additionalProperties": False,
+    "properties": {"job": {"type": "integer", "description": "Its number; left out: all that run and wait"}},
+}
 _PREPROCESS = {
-    "type": "object", "additionalProperties": False, "required": ["folder"],
+    "type": "object",
     "properties": {
-        "folder": {"type": "string", "description": "Folder of pictures, on the machine that this server runs on"},
+        "picture": {"type": "string", "description": "The picture to make a control map of: a PNG or JPEG in base64. palette and skeleton need none"},
+        "width": {"type": "integer", "minimum": 8, "maximum": 4096, "description": "Of the map, in pixels; left out: the picture's"},
+        "height": {"type": "integer", "minimum": 8, "maximum": 4096, "description": "Of the map, in pixels; left out: the picture's"},
+        **{setting.name: setting.json_schema() for setting in section_settings(Unit) if setting.name in (
+            "adapter", "preprocessor", "processor_resolution", "threshold_a", "threshold_b", "palette", "keypoints", "resize_mode")},
+        "folder": {"type": "string", "description": "For captions: a folder of pictures, on the machine that this server runs on"},
         "interrogator": {"type": "string", "enum": ["blip", "deepbooru"], "default": "blip", "description": "What looks at them: sentences, or tags"},
     },
 }

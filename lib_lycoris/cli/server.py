@@ -98,7 +98,7 @@ def make_app(bench: Workbench) -> Any:
     from ..api.routes import Callables, add_routes
     from ..setting import section_settings
     from ..studio.generate import GenerateSettings
-    from ..ui import text
+    from ..ui import style
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
     record = section_settings(GenerateSettings)
@@ -106,26 +106,50 @@ def make_app(bench: Workbench) -> Any:
     # A page of another site could reach 127.0.0.1 under a name of its own; it can't forge the name it asks for.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[ADDRESS, "localhost"])
     callables = Callables(networks=bench.shelf.rows, network=bench.shelf.look_into, remark=bench.shelf.remark, delete=bench.shelf.delete,
-                          train=bench.train, state=bench.state, stop=bench.stop, pause=bench.pause, resume=bench.resume,
-                          generate=lambda values: _generate(bench, values), embeddings=bench.embeddings.rows, embedding=bench.embeddings.look_into,
-                          remark_embedding=bench.embeddings.remark, delete_embedding=bench.embeddings.delete)
+                          train=bench.train, state=bench.state, stop=bench.stop, pause=bench.pause, resume=bench.resume, preview=bench.preview,
+                          check=bench.check, desk=bench.desk, generate=lambda values: _generate(bench, values), library=library_calls(bench.library),
+                          embeddings=bench.embeddings.rows, embedding=bench.embeddings.look_into, remark_embedding=bench.embeddings.remark,
+                          delete_embedding=bench.embeddings.delete)
     add_routes(app, callables, picture=record)
     page = make_page(bench, record)
     allowed = [str((bench.outputs / "pictures").resolve())]
-    return gr.mount_gradio_app(app, page, path="/", css=text.CSS, allowed_paths=allowed, footer_links=[], ssr_mode=False, show_error=False)
+    return gr.mount_gradio_app(app, page, path="/", css=style.CSS, allowed_paths=allowed, footer_links=[], ssr_mode=False, show_error=False)
 
 
 def make_page(bench: Workbench, record: list[Any]) -> Any:
     """The studio's page over its workbench."""
     from ..studio.sampler import SAMPLERS
+    from ..training.desk import desk_functions
+    from ..training.kinds import unknown_settings
     from ..ui import page
     from ..ui.generate import GeneratePage
     from ..ui.train import TrainPage
 
-    train = TrainPage(start=bench.train, stop=bench.stop, state=bench.state, check=bench.check, pause=bench.pause, resume=bench.resume)
+    desk = bench.desk
+    train = TrainPage(
+        start=bench.train, stop=bench.stop, state=bench.state, check=bench.check, pause=bench.pause, resume=bench.resume, preview=bench.preview,
+        defaults=bench.defaults(), unknown=unknown_settings(), **desk_functions(desk),
+    )
     generate = GeneratePage(record=record, generate=bench.generate, stop=bench.stop_generating, networks=bench.network_names,
                             choices={"generate.sampler": list(SAMPLERS)})
-    return page.make_page(train, generate, bench.title, lambda: dict.fromkeys(page.LATE, bench.side()) if bench.side() else {})
+    return page.make_page(train, generate, bench.title, lambda: dict.fromkeys(page.LATE, bench.side()) if bench.side() else {}, make_library(bench.library))
+
+
+def make_library(library: Any) -> Any:
+    """What the page's Library tab does, over a `tools.library.Library`."""
+    from ..tools.actions import ACTIONS
+    from ..ui.library import LibraryPage
+
+    return LibraryPage(actions=ACTIONS, shelves=library.shelves, rows=library.rows, describe=library.describe, picture=library.picture, run=library.run,
+                       jobs=library.jobs.states, stop=library.jobs.stop, trash=library.trash)
+
+
+def library_calls(library: Any) -> Any:
+    """What the library's routes do."""
+    from ..api.routes import LibraryCalls
+    from ..tools.actions import ACTIONS
+
+    return LibraryCalls(ACTIONS, library.run, library.jobs.states, library.jobs.stop, library.trash)
 
 
 def _generate(bench: Workbench, values: Mapping[str, Any]) -> dict[str, Any]:

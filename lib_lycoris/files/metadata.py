@@ -54,6 +54,15 @@ HELD = {
     "sshs_model_hash": "sha256 of the tensors",
     "sshs_legacy_hash": "the same idea, as older tools look it up",
 }
+# What an adapter's file can hold besides.
+HELD_BY_ADAPTERS = {
+    "lyco_adapter_layout": "adapters: whose UNet's sizes the maps have, sd or sdxl",
+    "lyco_adapter_preprocessor": "adapters: what the control pictures were made with",
+    "lyco_adapter_preprocessor_values": "adapters: its values where they were not its own",
+    "lyco_adapter_resolution": "adapters: shorter side of the control pictures, in pixels",
+    "lyco_adapter_downscale": "adapters: pixels for each cell of the first map",
+    "lyco_adapter_task": "adapters: what it goes by for the CoAdapter fuser",
+}
 # What a loader can't do without; kohya's tools keep the same set under "no_metadata".
 MINIMUM = ("ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args")
 
@@ -68,7 +77,8 @@ class TrainingFacts:
     """What a training run knows when it saves; what is None is left out of the file.
 
     `rank` and `alpha` are "Dynamic" where layers have their own. `module` is kohya's name of who loads the file, `arguments` what that is to
-    be told; `form` is the specification's word for what the file is, "lora" or "textual-inversion".
+    be told; `form` is the specification's word for what the file is, "lora", "textual-inversion" or
+    "t2i-adapter".
     `checkpoint_name` may be a path: its folder is dropped. `tag_frequency` is {caption part: count}. Times are seconds since 1970.
     """
 

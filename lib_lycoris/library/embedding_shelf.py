@@ -17,6 +17,7 @@ from lib_lycoris.files.embeddings import is_embedding
 from lib_lycoris.files.reader import open_tensor_file
 from lib_lycoris.files.sidecar import find_sidecars, read_remarks, write_remarks
 from lib_lycoris.library.embeddings import Embedding, open_embedding
+from lib_lycoris.library.trash import Trash
 
 TENSORS = (".safetensors", ".pt", ".bin")
 PICTURES = (".png", ".webp", ".jxl", ".avif")
@@ -41,6 +42,7 @@ class EmbeddingShelf:
     """
 
     def __init__(self, folders: Callable[[], Sequence[Path]]) -> None:
+        self.kind, self.trash = "embeddings", Trash(folders)
         self._folders = folders
         self._known: dict[Path, _Known] = {}
 
@@ -122,19 +124,15 @@ class EmbeddingShelf:
         return {"name": name, "remarks": write_remarks(self._own_file(name), changes)}
 
     def delete(self, name: str) -> dict[str, Any]:
-        """The names of the files that are gone now: the embedding and what belongs to it alone. A link is deleted, not what it points to.
+        """Moves the embedding, and what belongs to it alone, to the trash: {"deleted": file names, "entry": what the trash knows it by}.
 
         Raises:
             LycoError: no such embedding, it lies outside of the folders, or it may not be deleted.
         """
-        path, gone = self._own_file(name), []
-        for each in dict.fromkeys((*find_sidecars(path, (*TENSORS, ".ckpt")), path)):
-            try:
-                each.unlink()
-            except OSError as error:
-                raise LycoError(f"{shown(each)} could not be deleted: {error.strerror or error}; deleted before it: {gone or 'nothing'}") from error
-            gone.append(each.name)
-        return {"name": name, "deleted": gone}
+        path = self._own_file(name)
+        files = list(dict.fromkeys((*find_sidecars(path, (*TENSORS, ".ckpt")), path)))
+        entry = self.trash.put(files, name, self.kind)
+        return {"name": name, "deleted": [each.name for each in files], "entry": entry.id}
 
     def _row(self, word: str, path: Path) -> dict[str, Any]:
         known = self._look_at(path)

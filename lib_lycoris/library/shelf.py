@@ -1,4 +1,4 @@
-"""The networks on disk as their users see them: listed, looked into, remarked on, deleted. The same for the WebUI's page, the studio and the routes."""
+"""The networks on disk as their users see them: listed, looked into, remarked on, renamed, deleted. The same for page, routes and command line."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from lib_lycoris.errors import LycoError, NetworkFileError, UnknownNetworkError, shown
+from lib_lycoris.files.preview import find_preview, preview_goal, read_picture, write_preview
 from lib_lycoris.files.safetensors import read_header
 from lib_lycoris.files.sidecar import find_sidecars, read_remarks, write_remarks
 from lib_lycoris.library.catalogue import EXTENSIONS, Catalogue
 from lib_lycoris.library.facts import COVERS, Facts, FactsCache
+from lib_lycoris.library.renaming import checked_name, move_all
+from lib_lycoris.library.trash import Trash
+
+_PEFT = "adapter_model"
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,15 @@ class Shelf:
         facts: what is known of the files.
         leave_out: says of which files nothing is to be seen.
         inspect: gives, in plain values, what only the tensors tell.
+        kind: what is on it, as the trash remembers: "networks", "embeddings", "adapters".
+        extensions: the endings of its files, by which it is told whether a sidecar belongs to one file alone.
     """
 
     def __init__(self, catalogue: Callable[[], Catalogue], folders: Callable[[], Sequence[Path]], facts: FactsCache | None = None,
-                 leave_out: Callable[[Path], bool] = lambda path: False, inspect: Callable[[Path], dict[str, Any]] | None = None) -> None:
+                 leave_out: Callable[[Path], bool] = lambda path: False, inspect: Callable[[Path], dict[str, Any]] | None = None,
+                 kind: str = "networks", extensions: Sequence[str] = EXTENSIONS) -> None:
+        self.kind, self.trash = kind, Trash(folders)
+        self._extensions = tuple(extensions)
         self._catalogue, self._folders, self._leave_out, self._inspect = catalogue, folders, leave_out, inspect
         self._facts = facts or FactsCache()
 
@@ -94,14 +104,32 @@ class Shelf:
         Raises:
             UnknownNetworkError: there is no such network.
         """
-        found = self.find(name)
-        seen = {**found.to_dict(), "metadata": read_metadata(found.path), "remarks": read_remarks(found.path)}
+        seen = self.describe(name)
         if self._inspect is not None:
             try:
-                seen["inspection"] = {key: value for key, value in self._inspect(found.path).items() if key not in ("metadata", "file", "bytes")}
+                seen["inspection"] = {key: value for key, value in self._inspect(Path(seen["file"])).items() if key not in ("metadata", "file", "bytes")}
             except LycoError as error:
                 seen["inspection"] = {"error": str(error)}
         return seen
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What `look_into` gives but for the tensors' inspection, which may take long; also the path of the preview, or None.
+
+        Raises:
+            UnknownNetworkError: there is no such network.
+        """
+        found = self.find(name)
+        preview = find_preview(found.path)
+        return {**found.to_dict(), "description": found.facts.description, "metadata": read_metadata(found.path), "remarks": read_remarks(found.path),
+                "preview": preview and str(preview)}
+
+    def picture(self, name: str) -> Any:
+        """The preview (PIL, RGB) of a network; None where it has none that can be read."""
+        try:
+            path = find_preview(self.find(name).path)
+            return path and read_picture(path)
+        except (LycoError, OSError):
+            return None
 
     def remark(self, name: str, changes: dict[str, Any]) -> dict[str, Any]:
         """The remarks on a network after these changes.
@@ -109,27 +137,73 @@ class Shelf:
         Raises:
             LycoError: no such network, a key or value that no remark can have, a file that may not be written.
         """
-        path = self._own_file(name)
+        path = self.own_file(name)
         return {"name": name, "remarks": write_remarks(path, changes)}
 
+    def set_preview(self, name: str, data: bytes) -> dict[str, Any]:
+        """Makes a picture (a file's bytes) the network's preview; an older one goes to the trash.
+
+        Raises:
+            LycoError: no such network, no picture that can be read, or it can't be written.
+        """
+        path = self.own_file(name)
+        picture, goal = read_picture(data), preview_goal(path)
+        if os.path.lexists(goal):
+            self.trash.put([goal], f"{name} (preview)", self.kind)
+        return {"name": name, "preview": str(write_preview(path, picture))}
+
+    def rename(self, name: str, new: str) -> dict[str, Any]:
+        """Gives a network's file another name, and what belongs to it alone with it: remarks, previews. Its folder and ending stay.
+
+        Returns:
+            {"name": what it is called now, "renamed": {old file name: new one}}
+
+        Raises:
+            LycoError: no such network, a name that can't be or is taken, or it can't be renamed.
+        """
+        path = self.own_file(name)
+        stem = checked_name(new.strip().removesuffix(path.suffix))
+        if path.stem == _PEFT and path.parent not in self.folders():
+            moves = [(path.parent, path.parent.with_name(stem))]
+            path = moves[0][1] / path.name
+        else:
+            moves = [(each, each.with_name(stem + each.name[len(path.stem):])) for each in self._belonging(path)]
+            path = moves[-1][1]
+        move_all(moves)
+        self.scan()
+        now = next((each.name for each in self.networks() if each.path == path), stem)
+        return {"name": now, "renamed": {old.name: goal.name for old, goal in moves}}
+
     def delete(self, name: str) -> dict[str, Any]:
-        """The names of the files that are gone now: the network and what belongs to it alone. A link is deleted, not what it points to.
+        """Moves the network, and what belongs to it alone, to the trash: {"deleted": file names, "entry": what `restore` takes}. A link goes there itself.
 
         Raises:
             LycoError: no such network, it lies outside of the folders, or it may not be deleted.
         """
-        path = self._own_file(name)
-        gone = []
-        for each in (*find_sidecars(path, EXTENSIONS), path):
-            try:
-                each.unlink()
-            except OSError as error:
-                raise LycoError(f"{shown(each)} could not be deleted: {error.strerror or error}; deleted before it: {gone or 'nothing'}") from error
-            gone.append(each.name)
+        path = self.own_file(name)
+        files = self._belonging(path)
+        entry = self.trash.put(files, name, self.kind)
         self.scan()
-        return {"name": name, "deleted": gone}
+        return {"name": name, "deleted": [each.name for each in files], "entry": entry.id}
 
-    def _own_file(self, name: str) -> Path:
+    def restore(self, entry: str) -> dict[str, Any]:
+        """Brings back what was deleted.
+
+        Raises:
+            LycoError: there is no such entry, or another file lies in its place.
+        """
+        name = self.trash.find(entry).name
+        files = self.trash.restore(entry)
+        self.scan()
+        return {"name": name, "restored": [each.name for each in files]}
+
+    def _belonging(self, path: Path) -> list[Path]:
+        """The file, last, and before it what belongs to it alone."""
+        config = path.with_name("adapter_config.json")
+        beside = [config] if path.stem == _PEFT and config.is_file() else []
+        return [*find_sidecars(path, self._extensions), *beside, path]
+
+    def own_file(self, name: str) -> Path:
         """The file that is called so and lies in one of the folders; an alias or a hash is not enough to change or delete one.
 
         Raises:
@@ -137,14 +211,32 @@ class Shelf:
         """
         path = self._catalogue().find(name)
         last = name.strip().replace("\\", "/").rpartition("/")[2]
-        if last not in (path.stem, path.name) and not (path.stem == "adapter_model" and last == path.parent.name):
+        if last not in (path.stem, path.name) and not (path.stem == _PEFT and last == path.parent.name):
             raise UnknownNetworkError(f"{shown(name)!r} is no file's name but an alias or hash of {shown(path.stem)!r}: name the file")
         home = os.path.realpath(path.parent)
-        for folder in self._folders():
-            root = os.path.realpath(folder)
-            if home == root or home.startswith(os.path.join(root, "")):
-                return path
-        raise LycoError(f"{shown(path)} lies behind a link, outside of the networks' folders ({shown(home)}): change it there yourself")
+        if not self._is_inside(home):
+            raise LycoError(f"{shown(path)} lies behind a link, outside of the networks' folders ({shown(home)}): change it there yourself")
+        return path
+
+    def folders(self) -> list[Path]:
+        """The folders that it looks into."""
+        return [Path(folder) for folder in self._folders()]
+
+    def writable(self, folder: Path) -> Path:
+        """That folder where new files may be written there; where it lies behind a link to elsewhere, the first of the shelf's own.
+
+        Raises:
+            LycoError: there is no folder at all.
+        """
+        if self._is_inside(os.path.realpath(folder)):
+            return folder
+        if not self.folders():
+            raise LycoError("there is no folder for new files: name one")
+        return self.folders()[0]
+
+    def _is_inside(self, real: str) -> bool:
+        roots = (os.path.realpath(folder) for folder in self._folders())
+        return any(real == root or real.startswith(os.path.join(root, "")) for root in roots)
 
     def _look_at(self, name: str) -> Shelved | None:
         try:

@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..generation import Generation
 from ..library.cache import NetworkCache
 from ..library.catalogue import Catalogue
+from ..library.embeddings import open_embedding
 from ..patching.session import Session
 from ..prompt.request import split_prompt
 from ..training.config import TrainConfig
@@ -96,10 +97,13 @@ def run_demo(checkpoint: Path | str | None = None, images: Path | str | None = N
     concept = out / "demo-pictures" / f"{CONCEPT_REPEATS}_{CONCEPT_WORD}"
     folders = [Path(images) if images is not None else draw_dataset(concept, CONCEPT_PICTURES, CONCEPT_SHAPE)]
     read_dataset(demo_config(folders, out, model.side, 1).data)
-    if measured:
+    config = demo_config(folders, out, model.side, steps or STEPS).change(settings or {})
+    if measured and config.network.kind == "embedding" and config.embedding.word is None:
+        config = config.set("embedding.word", CONCEPT_WORD)
+    if measured and config.network.kind != "embedding":  # beside which nothing is forgotten
         say(f"{KNOWN_PICTURES} pictures of what the checkpoint knows, drawn by itself, keep it from forgetting")
         folders.append(_draw_known(model, out / "demo-pictures" / "known"))
-    config = demo_config(folders, out, model.side, steps or STEPS).change(settings or {})
+        config = config.set("data.folders", [*config.data.folders, str(folders[-1])])
     dataset = read_dataset(config.data)
     say(f"{len(dataset.pictures)} pictures, the first: {dataset.pictures[0].caption!r}")
     study = _World(model, out) if measured else _OwnPictures(model, dataset, config, out)
@@ -107,7 +111,8 @@ def run_demo(checkpoint: Path | str | None = None, images: Path | str | None = N
     say("before: " + study.look(""))
     result = train(config, StudioBackbone(model), on_step=on_step or _tell_now_and_then(say))
     say(f"network {result.path}: {result.steps} steps in {result.seconds:.0f} s")
-    say("after:  " + study.look(f"<lyco:{NAME}:1>"))
+    with model.words.given(_new_words(config, Path(result.path))):
+        say("after:  " + study.look("" if config.network.kind == "embedding" else f"<lyco:{NAME}:1>"))
     pictures = out / "lyco-demo.png"
     study.grid().save(pictures)
     last = f"demo: {study.figures()}, network {result.path}, pictures {pictures}"
@@ -121,6 +126,15 @@ def _tell_now_and_then(say: Callable[[str], None], lines: int = 10) -> Callable[
             say(render_progress(report))
 
     return on_step
+
+
+def _new_words(config: TrainConfig, saved: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The word that was trained and its vectors, as the files hold them; nothing where none was."""
+    if config.word is None:
+        return {}
+    packed = config.network.kind != "embedding" and config.embedding.file == "one"
+    path = saved if packed or config.network.kind == "embedding" else saved.with_name(f"{config.word}.safetensors")
+    return {config.word: open_embedding(path, config.word if packed else None).vectors}
 
 
 def _draw_known(model: StudioModel, folder: Path) -> Path:

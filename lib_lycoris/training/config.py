@@ -19,17 +19,18 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..setting import Section, Setting, section_settings, setting, show
+from .adapter_settings import AdapterSettings
 from .embedding_settings import DEFAULT_RATE, EmbeddingSettings
 from .names import check_name
 from .step_list import parse_step_list
 
-KINDS = ("locon", "lora", "loha", "lokr", "adalora", "full", "norm", "ia3", "embedding")
-KINDS_WITHOUT_LAYERS = ("embedding",)
+KINDS = ("locon", "lora", "loha", "lokr", "adalora", "full", "norm", "ia3", "embedding", "adapter")
+KINDS_WITHOUT_LAYERS = ("embedding", "adapter")
 """They put nothing on the layers of UNet and text encoders."""
-KINDS_TO_COME = ("adapter",)
 OPTIMIZERS = ("adamw", "adamw8bit", "lion", "prodigy", "schedule_free")
 SCHEDULES = ("constant", "cosine", "linear", "cosine_restarts", "polynomial")
 PRECISIONS = ("fp32", "bf16", "fp16")
+TIME_SAMPLINGS = ("uniform", "cubic")
 TARGET_GROUPS = ("q", "k", "v", "out", "ff", "proj", "resnet", "sampler", "time", "io")
 TEMPLATE_NAMES = ("caption", "concept", "name")
 DEFAULT_STEPS = 1000
@@ -50,6 +51,18 @@ def split_pattern(key: str, item: str, kind: type) -> tuple[str, Any]:
         what = "RANK, a whole number of 1 or more" if kind is int else "FACTOR, a number of 0 or more"
         raise ConfigError(f'{key}: {show(item)} is not "PATTERN={what.partition(",")[0]}" with {what.partition(", ")[2]}')
     return pattern.strip(), value
+
+
+def split_value(item: str) -> tuple[str, str]:
+    """A preprocessor's value: its name and the text behind its "=".
+
+    Raises:
+        ConfigError: it is no such pair.
+    """
+    name, equals, text = item.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f'data.preprocessor_values: {show(item)} is not "NAME=VALUE"')
+    return name.strip(), text.strip()
 
 
 def check_template(text: str) -> None:
@@ -127,8 +140,8 @@ class DataSettings(Section):
     )
     mask_floor: float = setting(0.0, "The weight of what is masked out entirely.", minimum=0, maximum=1)
     trigger: str | None = setting(
-        None, "A word put in front of every caption that lacks it: DreamBooth's way, in which the network learns what a rare word that the model already has, "
-        "such as sks, is to mean."
+        None, "A word put in front of all captions, unless some name it already: DreamBooth's way, in which the network learns what a rare word that the "
+        "model already has, such as sks, is to mean."
     )
     templates: str | None = setting(
         None, 'Captions made from a list of templates, another one in each draw: "subject" or "style", for the word alone; "subject_filewords" or '
@@ -160,6 +173,21 @@ class DataSettings(Section):
         None, 'What the class pictures show, as "a dog"; also their caption where they have none. With it prior preservation is on.'
     )
     prior_pictures: int = setting(100, "How many class pictures there should be.", minimum=1, maximum=100_000)
+    control_folder: str | None = setting(
+        None, "Adapters: folder of control pictures with the pictures' names, within each of data.folders or by its own path. Left out: they lie beside the "
+        "pictures, or data.preprocessor makes them."
+    )
+    control_suffix: str = setting(".cond", "Adapters: what a control picture beside its picture has between name and ending: NAME.cond.png.")
+    preprocessor: str | None = setting(
+        None, "Adapters: make the control pictures of the pictures themselves, by a preprocessor as in Generate: canny, lineart, invert. Left out: they are "
+        "files."
+    )
+    preprocessor_values: tuple[str, ...] = setting(
+        (), 'Adapters: the preprocessor\'s values that are to differ from its own, as "NAME=VALUE": ["low=50", "high=150"].'
+    )
+    preprocessor_resolution: int | None = setting(
+        None, "Adapters: shorter side in pixels at which the preprocessor works. Left out: that at which the picture is trained.", minimum=64, maximum=4096
+    )
     skip_unreadable: bool = setting(False, "Leave out pictures that can't be read, with a warning, instead of stopping before the first step.")
 
     def _check_together(self) -> None:
@@ -171,6 +199,15 @@ class DataSettings(Section):
                 raise ConfigError(f"data.caption_template = {show(self.caption_template)} and data.templates = {show(self.templates)}: give one of the two")
         if self.trigger is not None and not self.trigger.strip():
             raise ConfigError(f"data.trigger = {show(self.trigger)}: expected a word, or leave it out")
+        if self.preprocessor is not None and self.control_folder is not None:
+            raise ConfigError(f"data.preprocessor = {show(self.preprocessor)} and data.control_folder = {show(self.control_folder)}: the control pictures are "
+                              "made or lie in a folder; give one of the two")
+        if not re.fullmatch(r"[^/\\\s\x00-\x1f]+", self.control_suffix):
+            raise ConfigError(f"data.control_suffix = {show(self.control_suffix)}: expected a part of a file's name, as .cond")
+        for item in self.preprocessor_values:
+            split_value(item)
+        if self.preprocessor_values and self.preprocessor is None:
+            raise ConfigError(f"data.preprocessor_values = {show(list(self.preprocessor_values))}: name the data.preprocessor that they are for")
         low, high = self.bucket_sides
         if not low <= self.resolution <= high:
             raise ConfigError(f"data.resolution = {self.resolution}: not between data.bucket_min = {low} and data.bucket_max = {high}")
@@ -196,8 +233,9 @@ class NetworkSettings(Section):
     kind: str = setting(
         "locon", "lora: linear and 1×1 layers of the attention blocks; locon: the convolutions too; loha, lokr: the same layers by Hadamard "
         "or Kronecker products; adalora: a rank for each layer by its importance; full: whole differences; norm: the norms alone; ia3: one factor for "
-        "each channel; embedding: no layer at all, but the vectors of a new word (textual inversion, see [embedding]).",
-        choices=KINDS, not_yet=KINDS_TO_COME,
+        "each channel; embedding: no layer at all, but the vectors of a new word (textual inversion, see [embedding]); adapter: a T2I-Adapter, which follows "
+        "control pictures ([adapter]).",
+        choices=KINDS,
     )
     rank: int = setting(16, "Rank of linear and 1×1 layers.", minimum=1, maximum=1024)
     alpha: float | None = setting(None, "The network's scale is alpha / rank. Left out: alpha = rank.", minimum=0, above_minimum=True)
@@ -274,7 +312,7 @@ class NetworkSettings(Section):
         """Raises where a setting is about layers, which that kind has none of."""
         for name in ("targets", "only", "exclude", "block_ranks", "start_from", "max_norm", "module_dropout"):
             value = getattr(self, name)
-            if value:
+            if value and (name, self.kind) != ("start_from", "adapter"):
                 advice = "use embedding.start_from" if (name, self.kind) == ("start_from", "embedding") else "leave it out"
                 raise ConfigError(f"network.{name} = {show(value)}: network.kind {show(self.kind)} trains no layers; {advice}")
 
@@ -348,6 +386,10 @@ class TrainingSettings(Section):
     warmup_steps: int = setting(0, "Steps in which the learning rate rises from zero.", minimum=0, maximum=10_000_000)
     precision: str = setting("fp32", "What forward and backward pass compute in; what is trained stays fp32. fp16 needs a GPU.", choices=PRECISIONS)
     seed: int = setting(0, "The same seed and data give the same network, bit for bit on a CPU.", minimum=0, maximum=2**63 - 1)
+    time_sampling: str | None = setting(
+        None, "How noisy the pictures are that are learned from: uniform, all time steps alike; cubic, mostly noisy ones, where the layout is decided. Left "
+        "out: cubic for adapters, uniform for all else.", choices=TIME_SAMPLINGS
+    )
     min_snr_gamma: float = setting(0.0, "Weigh the time steps by min-SNR with this gamma (5 is usual); 0 weighs all alike.", minimum=0, maximum=1000)
     debiased: bool = setting(
         False, "Weigh the noisy time steps, where shapes and layout are decided, higher (1/√SNR); learns a form in fewer steps. Not together with min-SNR."
@@ -439,7 +481,8 @@ class OutputSettings(Section):
     )
     network_epochs: int = setting(0, "The same in epochs, beside network_every.", minimum=0, maximum=1_000_000)
     preview_prompts: tuple[str, ...] = setting(
-        (), "Prompts of pictures that are made during the training, with the network as it stands, and put into one grid (NAME-previews/grid.png)."
+        (), "Prompts of pictures that are made before and during the training, with the network as it stands, and put into one grid "
+        "(NAME-previews/grid.png). Left out: two of the captions."
     )
     preview_every: int = setting(0, "Steps between preview pictures; 0 makes them with each saved network only.", minimum=0, maximum=10_000_000)
     preview_seed: int = setting(0, "Seed of the previews.", minimum=0, maximum=2**32 - 1)
@@ -461,14 +504,38 @@ class TrainConfig:
     validation: ValidationSettings = ValidationSettings()
     output: OutputSettings = OutputSettings()
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
 
     def __post_init__(self) -> None:
         self._check_embedding()
+        self._check_adapter()
         kinds = ("lora", "locon", "adalora", "loha")
         if self.output.form == "peft" and (self.network.kind not in kinds or (self.network.dora and self.network.kind == "loha")):
             kind = f"{self.network.kind} with dora" if self.network.dora else self.network.kind
             raise ConfigError(f'output.form = "peft": PEFT has no form for network.kind = {show(kind)} as it is trained here; use form = "kohya", '
                               f"or kind = {' or '.join(map(show, kinds))}")
+
+    def _check_adapter(self) -> None:
+        if self.network.kind != "adapter":
+            if self.adapter.changed():
+                raise ConfigError(f'adapter.{self.adapter.changed()[0]} is set, and network.kind = {show(self.network.kind)} trains no adapter: leave it out, '
+                                  'or set network.kind = "adapter"')
+            for name in ("preprocessor", "control_folder"):
+                if getattr(self.data, name) is not None:
+                    raise ConfigError(f"data.{name} = {show(getattr(self.data, name))}: control pictures are for adapters; leave it out, or set network.kind = "
+                                      '"adapter"')
+            return
+        if self.embedding.word is not None:
+            raise ConfigError(f"embedding.word = {show(self.embedding.word)}: an adapter's file has no place for a word; train the word by itself first")
+        if self.data.has_prior:
+            raise ConfigError('data.prior_prompt and data.prior_folder: class pictures have no control pictures; leave them out for network.kind = "adapter"')
+        if self.training.block_learning_rates:
+            raise ConfigError("training.block_learning_rates: an adapter has no layers in the UNet's blocks; leave them out")
+
+    @property
+    def time_sampling(self) -> str:
+        """"uniform" or "cubic"."""
+        return self.training.time_sampling or ("cubic" if self.network.kind == "adapter" else "uniform")
 
     @property
     def word(self) -> str | None:
@@ -592,7 +659,7 @@ class TrainConfig:
 
 _SECTIONS: dict[str, type[Section]] = {
     kind.section: kind for kind in (
-        ModelSettings, DataSettings, NetworkSettings, EmbeddingSettings, TrainingSettings, ValidationSettings, OutputSettings
+        ModelSettings, DataSettings, NetworkSettings, EmbeddingSettings, AdapterSettings, TrainingSettings, ValidationSettings, OutputSettings
     )
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import DatasetError
 from .buckets import Frame
-from .captions import plain
+from .captions import plain, with_word
 from .config import DataSettings
 from .kohya import read_kohya
 from .masks import find_mask
@@ -27,6 +27,7 @@ class Picture:
         size: (width, height) in pixels, after EXIF's turn.
         content: the hash of its bytes.
         mask: the file of its mask, where masks are files.
+        control: the file of its control picture, where an adapter is trained and control pictures are files.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Picture:
     size: tuple[int, int]
     content: str
     mask: Path | None = None
+    control: Path | None = None
 
     @property
     def repeats(self) -> int:
@@ -92,11 +94,12 @@ def read_dataset(settings: DataSettings, known: Callable[[str], bool] = lambda c
     Raises:
         DatasetError: no folder is named, one is missing or without pictures, no picture has a caption, a picture or caption can't be read.
     """
-    subsets, settings, problems = _find_subsets(settings)
+    subsets, settings, problems = find_subsets(settings)
     pictures, left_out = _read_pictures(subsets, settings.skip_unreadable, known)
     learned = [picture for picture in pictures if not picture.subset.prior]
     if not learned:
         raise DatasetError(f"all {len(pictures)} pictures in {_names(subsets)} are class pictures: name a folder with the pictures to learn from, too")
+    learned = _with_meant_words(learned)
     _check_captions(learned, subsets)
     problems = [*problems, *left_out, *_other_kinds(subsets), *_odd_captions(pictures), *_odd_masks(pictures), *_twice(learned)]
     return Dataset(tuple(learned), tuple(problems), tuple(picture for picture in pictures if picture.subset.prior), settings)
@@ -116,7 +119,12 @@ def read_prior(folder: Path, settings: DataSettings, known: Callable[[str], bool
     return tuple(pictures), [*problems, *_odd_captions(pictures)]
 
 
-def _find_subsets(settings: DataSettings) -> tuple[list[Subset], DataSettings, list[str]]:
+def find_subsets(settings: DataSettings) -> tuple[list[Subset], DataSettings, list[str]]:
+    """(the folders that the settings name, [data] with what a dataset file says, what of that file is ignored in words).
+
+    Raises:
+        DatasetError: no folder is named, one is missing or without pictures.
+    """
     if settings.dataset is not None:
         return read_kohya(Path(settings.dataset).expanduser(), settings)
     if not settings.folders:
@@ -149,6 +157,16 @@ def _read_picture(path: Path, subset: Subset, known: Callable[[str], bool]) -> P
         open_image(path, data)  # the whole file: a truncated one opens well
     texts, source = subset.texts(path)
     return Picture(path, texts, source, subset, size, content, find_mask(path) if subset.masks == "files" else None)
+
+
+def _with_meant_words(pictures: list[Picture]) -> list[Picture]:
+    """The pictures, where some captions name the trigger word, without it for those whose caption does not: they show something else, and were told so."""
+    bare = [plain(one.texts, replace(one.subset.words, trigger=None), one.concept, one.path.stem) for one in pictures]
+    named = [text == with_word(text, one.subset.words.trigger) for text, one in zip(bare, pictures, strict=True)]
+    if not any(named) or any(one.subset.words.templates for one in pictures):
+        return pictures
+    return [one if name else replace(one, subset=replace(one.subset, words=replace(one.subset.words, trigger=None)))
+            for one, name in zip(pictures, named, strict=True)]
 
 
 def _check_captions(pictures: list[Picture], subsets: list[Subset]) -> None:

@@ -21,8 +21,9 @@ class EmbeddingSettings(Section):
     section: typing.ClassVar[str] = "embedding"
 
     word: str | None = setting(
-        None, 'The new word, whose vectors are learned: textual inversion\'s way, in which a word that means nothing yet is given a meaning of its own. With '
-        'network.kind "embedding" it may be left out, and is output.name then; beside another kind it is learned together with the network (pivotal tuning).'
+        None, "The new word, whose vectors are learned: textual inversion's way, in which a word that means nothing yet is given a meaning of its own. It is "
+        'put in front of all captions, unless some name it already. With network.kind "embedding" it may be left out, and is output.name then; beside another '
+        "kind it is learned together with the network (pivotal tuning)."
     )
     vectors: int = setting(4, "How many tokens' worth of vectors the word has; more hold more and leave less room in a prompt.", minimum=1, maximum=75)
     init_text: str | None = setting(

@@ -17,7 +17,7 @@ from ..files.safetensors import write_tensors
 from ..files.spelling import kohya_key
 from ..networks.layer import Layer
 from .backbone import Backbone
-from .config import TrainConfig
+from .config import KINDS_WITHOUT_LAYERS, TrainConfig
 from .dataset import Dataset
 from .description import describe_kind
 from .peft_form import rounded, write_peft
@@ -44,7 +44,7 @@ def export_network(folder: Path, layers: Mapping[Key, Layer], config: TrainConfi
     Raises:
         TrainingError: the parameters are not finite in the file's dtype, or the file could not be written; an older one stays.
     """
-    name = config.output.name if about.steps >= about.planned else f"{config.output.name}-step{about.steps:08}"
+    name = file_name(config, about)
     metadata = make_metadata(training_facts(config, backbone, about, layers))
     try:
         if config.output.form == "peft":
@@ -63,6 +63,11 @@ def export_network(folder: Path, layers: Mapping[Key, Layer], config: TrainConfi
         advice = "the training's last state is kept, resuming it saves the network again"
         raise TrainingError(f"the network could not be saved: {error}; {advice}") from error
     return path
+
+
+def file_name(config: TrainConfig, about: About) -> str:
+    """NAME of a training that has come to its end, else NAME-step00000123; without an ending."""
+    return config.output.name if about.steps >= about.planned else f"{config.output.name}-step{about.steps:08}"
 
 
 def network_tensors(layers: Mapping[Key, Layer], dtype: str, base_model: str = "sd_v1") -> dict[str, Tensor]:
@@ -92,7 +97,7 @@ def training_facts(config: TrainConfig, backbone: Backbone, about: About, layers
         resolution=config.data.resolution, pictures=len(about.dataset.pictures), batch_size=config.data.batch_size,
         steps=about.steps, planned_steps=about.planned,
         learning_rate=training.learning_rate, unet_learning_rate=training.learning_rate,
-        text_encoder_learning_rate=training.te_learning_rate if network.text_encoder else None,
+        text_encoder_learning_rate=training.te_learning_rate if network.text_encoder and network.kind not in KINDS_WITHOUT_LAYERS else None,
         optimizer=training.optimizer, schedule=training.schedule, precision=training.precision, seed=training.seed,
         clip_skip=config.model.clip_skip, validation_loss=about.validation_loss,
         started=about.started_at, finished=time.time(),

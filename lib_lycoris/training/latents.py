@@ -114,7 +114,7 @@ class Latents:
         data = read_bytes(picture.path)
         whole = open_image(picture.path, data)
         mask = self._mask(picture, whole, data)
-        image = to_rgb(whole, on_white=picture.subset.masks != "alpha")
+        image = to_rgb(whole, None if picture.subset.masks == "alpha" else "white")
         for variant in variants:
             key, box, size = self._key(picture, variant), picture.frame.box(variant.place), picture.frame.size
             pixels = to_pixels(image, box, size)

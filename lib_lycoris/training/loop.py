@@ -5,14 +5,16 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..patching.targets import find_targets
+from ..patching.targets import Target, find_targets
+from .adapter import AdapterMethod, make_adapter_method
+from .adapter_previews import ControlGuide
 from .backbone import Backbone
 from .checkpoint import State, States
 from .checkpointing import checkpointed, find_blocks
@@ -23,6 +25,7 @@ from .export import About
 from .folder import held, make_folder
 from .frozen import frozen
 from .materials import Pictures, StoppedEarly, make_materials, read_pictures
+from .method import Method
 from .methods import make_method
 from .new_word import make_word
 from .optimizers import odd_about_rates
@@ -32,10 +35,10 @@ from .rates import learning_targets
 from .result import TrainResult
 from .resuming import odd_about_resuming, read_state
 from .run import PAUSED, STOPPED, Run
-from .selection import select_targets
+from .selection import Key, select_targets
 from .start import start_from
 from .trainer import Trainer, check_settings
-from .watch import OnPhase, Pause, Watch
+from .watch import OnPhase, Pause, Viewer, Watch
 
 __all__ = ["TrainResult", "train"]
 
@@ -51,6 +54,7 @@ def train(
     processes: Processes | None = None,
     on_phase: OnPhase | None = None,
     pause: Pause | None = None,
+    viewer: Viewer | None = None,
 ) -> TrainResult:
     """The trained and saved network. The model is used, not changed: weights, flags and hooks are as before, also after an exception.
 
@@ -63,6 +67,7 @@ def train(
         processes: who else trains the same now, each with a copy of the model; they see the same folders.
         on_phase: called with (phase, done, total) whenever something else is done than before, and as that goes on.
         pause: may give the model away for a while; for a single process.
+        viewer: hears of previews, and may ask for some out of turn.
 
     Raises:
         ConfigError: the settings don't fit the model, or a saved state that is to be resumed.
@@ -72,7 +77,7 @@ def train(
     """
     began, started_at = time.monotonic(), time.time()
     processes = processes or Alone()
-    watch = Watch(on_step, should_stop, on_phase, pause if processes.count == 1 else None).of(processes)
+    watch = Watch(on_step, should_stop, on_phase, pause if processes.count == 1 else None, viewer).of(processes)
     autocast(backbone.device, config.training.precision)  # made once here, so that a precision that the device lacks is told first
     check_settings(config, backbone)
     pictures = read_pictures(config, watch)
@@ -121,9 +126,7 @@ def _train(
     with backbone.training(), frozen([backbone.unet, *backbone.text_encoders]), _gradients():
         targets = learning_targets(select_targets(find_targets(backbone.unet, backbone.text_encoders), config.network), config)
         steps = config.training.total_steps(len(pictures.draws), config.data.batch_size * processes.count)
-        method = make_method(config.network, targets, steps, seed, backbone.device)
-        if config.network.start_from is not None:
-            start_from(config.network.start_from, method.layers)
+        method = _make_method(config, backbone, targets, steps)
         word = make_word(config, backbone)
         dropout = Dropout(config.network, seed, processes.rank, processes.count)
         with nullcontext() if word is None else word.put_on(backbone):
@@ -136,10 +139,20 @@ def _train(
                 trainer = Trainer(config, backbone, method, materials.learned, steps, materials.prior, processes, dropout, targets, materials.captions, word)
                 validation = None if materials.judged is None else trainer.validation(materials.judged)
                 about = About(dataset=pictures.learned, steps=0, planned=steps, started_at=started_at)
-                run = Run(config, backbone, trainer, states, about, state, validation, watch)
+                guide = ControlGuide(method, materials.judged or materials.learned, config.output) if isinstance(method, AdapterMethod) else None
+                run = Run(config, backbone, trainer, states, about, state, validation, watch, guide)
                 run.go()
                 path = run.finish()
     return _Stretch(run.end, path, run.state, run.step, run.smoothed.value, [*materials.problems, *run.problems], tuple(run.validations), run.ranks)
+
+
+def _make_method(config: TrainConfig, backbone: Backbone, targets: Mapping[Key, Target], steps: int) -> Method:
+    if config.network.kind == "adapter":
+        return make_adapter_method(config, backbone)
+    method = make_method(config.network, targets, steps, config.training.seed, backbone.device)
+    if config.network.start_from is not None:
+        start_from(config.network.start_from, method.layers)
+    return method
 
 
 def _waited(pause: Pause) -> bool:

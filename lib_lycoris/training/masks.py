@@ -49,12 +49,26 @@ def read_mask(path: Path, size: tuple[int, int], turned: int = 1) -> Image.Image
     Raises:
         DatasetError: it can't be read, or has another shape than its picture.
     """
-    mask = to_grey(open_image(path))
-    if turned in (5, 6, 7, 8) and not _same_shape(mask.size, size) and _same_shape(mask.size, (size[1], size[0])):
-        mask = mask.transpose(_TURNS[turned])
-    if not _same_shape(mask.size, size):
-        raise DatasetError(f"mask {path} has {mask.size[0]}×{mask.size[1]} pixels, its picture {size[0]}×{size[1]}: make it of the same shape")
+    mask = turned_with(to_grey(open_image(path)), path, size, turned, "mask")
     return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
+
+
+def turned_with(image: Image.Image, path: Path, size: tuple[int, int], turned: int, what: str) -> Image.Image:
+    """A picture that goes with another one, lying as that does after EXIF's turn.
+
+    Args:
+        size: of the other picture, (width, height), after its turn.
+        turned: the other picture's EXIF orientation; this one is turned with it where it lies as the other's bytes do.
+        what: it is, for the error.
+
+    Raises:
+        DatasetError: it has another shape than the other picture.
+    """
+    if turned in (5, 6, 7, 8) and not same_shape(image.size, size) and same_shape(image.size, (size[1], size[0])):
+        image = image.transpose(_TURNS[turned])
+    if not same_shape(image.size, size):
+        raise DatasetError(f"{what} {path} has {image.size[0]}×{image.size[1]} pixels, its picture {size[0]}×{size[1]}: make it of the same shape")
+    return image
 
 
 def to_cells(mask: Image.Image, box: Box, size: tuple[int, int], floor: float) -> Tensor:
@@ -64,6 +78,6 @@ def to_cells(mask: Image.Image, box: Box, size: tuple[int, int], floor: float) -
     return floor + (1 - floor) * values
 
 
-def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether two sizes differ by no more than rounding, when one is scaled to the other."""
     return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)

@@ -12,6 +12,8 @@ from .backbone import Backbone
 from .cache import DiskCache
 from .conditioning import CachedCaptions
 from .config import TrainConfig
+from .control_maps import ControlMaps
+from .controls import with_controls
 from .dataset import Dataset, Picture, read_dataset, read_prior
 from .latents import Latents
 from .material import Material, Part
@@ -88,6 +90,9 @@ def read_pictures(config: TrainConfig, watch: Watch | None = None) -> Pictures:
     learned, folder = read_dataset(config.data, known), config.validation.folder
     config = replace(config, data=learned.settings)
     judged = None if folder is None else read_dataset(replace(config.data, folders=(folder,), dataset=None), known)
+    if config.network.kind == "adapter":
+        learned = with_controls(learned, config.data)
+        judged = None if judged is None else with_controls(judged, config.data)
     return Pictures(config, learned, judged, *_split(config, learned), cache)
 
 
@@ -120,9 +125,11 @@ def make_materials(
     latents = Latents(backbone, config.data.mask_floor, pictures.cache)
     _encode(latents, [*pictures.learned.pictures, *judged, *prior], pictures.cache is not None, watch, processes)
 
+    controls = _controls(config, [*pictures.learned.pictures, *judged], watch)
+
     seed, device = config.training.seed, backbone.device
-    learned, class_samples = Samples(pictures.learned.pictures, latents, seed, device), Samples(prior, latents, seed + _PRIOR_SEED, device)
-    held: Samples | Part = Part(learned, pictures.kept_back) if pictures.judged is None else Samples(judged, latents, seed, device)
+    learned, class_samples = Samples(pictures.learned.pictures, latents, seed, device, controls), Samples(prior, latents, seed + _PRIOR_SEED, device)
+    held: Samples | Part = Part(learned, pictures.kept_back) if pictures.judged is None else Samples(judged, latents, seed, device, controls)
     fixed = [*learned.fixed_captions(), *([] if pictures.judged is None else held.fixed_captions()), *class_samples.fixed_captions()]
     if config.data.caption_dropout or any(picture.subset.words.drops for picture in pictures.learned.pictures):
         fixed.append("")
@@ -165,6 +172,14 @@ def _encode(latents: Latents, pictures: Sequence[Picture], shared: bool, watch: 
         latents.share(pictures, processes)
     with together(processes):
         latents.encode(pictures)  # reads what others have left on the disk, and makes what they could not leave there
+
+
+def _controls(config: TrainConfig, pictures: Sequence[Picture], watch: Watch) -> ControlMaps | None:
+    if config.network.kind != "adapter":
+        return None
+    controls = ControlMaps(config.data)
+    controls.prepare(pictures, lambda done, total: watch.phase("preparing control pictures", done, total))
+    return controls
 
 
 def _captions(pictures: Pictures, backbone: Backbone, fixed: Sequence[str], watch: Watch, word: NewWord | None) -> CachedCaptions | WordCaptions:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from ..patching.session import attach
 from ..patching.targets import Target
+from .adapter import make_adapter_method
 from .backbone import Backbone
 from .captions import with_word
 from .checkpointing import find_blocks
 from .conditioning import autocast
 from .config import TrainConfig
+from .dropout import Dropout
 from .frozen import frozen
 from .methods import create_layer
 from .new_word import make_word
@@ -67,9 +69,9 @@ def estimate_memory(config: TrainConfig, backbone: Backbone, targets: Mapping[Ke
         layers = {key: create_layer(target, config.network, config.training.seed).to(backbone.device) for key, target in targets.items()}
         blocks = find_blocks(modules) if config.training.gradient_checkpointing else []
         word = make_word(config, backbone)
-        with nullcontext() if word is None else word.put_on(backbone), attach(targets, layers):
+        with nullcontext() if word is None else word.put_on(backbone), attach(targets, layers), _adapter(config, backbone) as following:
             text = word is not None or any(component != "unet" for component, _ in targets)
-            small, large = (_kept(config, backbone, side, text, blocks, weights) for side in _SIDES)
+            small, large = (_kept(config, backbone, side, text, blocks, weights, following) for side in _SIDES)
     a_cell = (large - small) / (_SIDES[1] ** 2 - _SIDES[0] ** 2)
     rest = small - a_cell * _SIDES[0] ** 2
     step = (rest + a_cell * math.prod(size) / 64) * config.data.batch_size
@@ -77,7 +79,21 @@ def estimate_memory(config: TrainConfig, backbone: Backbone, targets: Mapping[Ke
     return Memory(sum(weights.values()), trained, max(0, round(step)))
 
 
-def _kept(config: TrainConfig, backbone: Backbone, side: int, text: bool, blocks: list[nn.Module], weights: Iterable[int]) -> int:
+@contextmanager
+def _adapter(config: TrainConfig, backbone: Backbone) -> Iterator[Callable[[int], AbstractContextManager[Any]]]:
+    """Gives what goes around a forward pass of latents with so many cells a side: an adapter's, where one is trained."""
+    if config.network.kind != "adapter":
+        yield lambda side: nullcontext()
+        return
+    method = make_adapter_method(config, backbone)
+    with method.attached({}, Dropout(config.network, 0)):
+        yield lambda side: method.following(torch.zeros(1, 3, 8 * side, 8 * side, device=backbone.device))
+
+
+def _kept(
+    config: TrainConfig, backbone: Backbone, side: int, text: bool, blocks: list[nn.Module], weights: Iterable[int],
+    following: Callable[[int], AbstractContextManager[Any]],
+) -> int:
     """Bytes that a forward pass of one picture with `side`² cells keeps for its backward pass."""
     latents = torch.zeros(1, 4, side, side, device=backbone.device)
     t = torch.zeros(1, dtype=torch.long, device=backbone.device)
@@ -86,7 +102,7 @@ def _kept(config: TrainConfig, backbone: Backbone, side: int, text: bool, blocks
         if not text:
             with torch.no_grad():
                 conditioning = backbone.encode_captions([with_word(_CAPTION, config.word)])
-        with kept_bytes(blocks, weights) as count:
+        with kept_bytes(blocks, weights) as count, following(side):
             if text:
                 conditioning = backbone.encode_captions([with_word(_CAPTION, config.word)])
             backbone.predict(latents, t, conditioning, **framings)

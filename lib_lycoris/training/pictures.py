@@ -72,14 +72,14 @@ def open_image(path: Path, data: bytes | None = None) -> Image.Image:
         return ImageOps.exif_transpose(image)
 
 
-def to_rgb(image: Image.Image, on_white: bool = True) -> Image.Image:
-    """The picture in 8-bit RGB: more bits are rounded, and what is transparent becomes white, or keeps the colour underneath."""
+def to_rgb(image: Image.Image, ground: str | None = "white") -> Image.Image:
+    """The picture in 8-bit RGB: more bits are rounded, and what is transparent gets the ground's colour, or with None keeps the colour underneath."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image)
     if image.mode in _TRANSPARENT or "transparency" in image.info:
         image = image.convert("RGBA")
-        if on_white:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if ground is not None:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
     return image.convert("RGB")
 
 

@@ -6,8 +6,10 @@ import contextlib
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +25,22 @@ _MOST_ROWS = 40
 _TILE = 256
 
 
+class Guide(Protocol):
+    """What else than its prompt a preview follows."""
+
+    prompts: tuple[str, ...]
+    """Of all previews."""
+
+    def around(self, number: int) -> AbstractContextManager[Any]:
+        """Within it the model follows what belongs to that preview."""
+
+    def size(self, number: int) -> dict[str, int]:
+        """{"width", "height"} in pixels."""
+
+    def row(self) -> tuple[str, list[np.ndarray]]:
+        """(name, pictures uint8 [H,W,3]) of what is followed, for the top of the grid."""
+
+
 class Previews:
     """The previews of one training: NAME-previews/step00000100-0.png, the last number being the prompt's, and grid.png.
 
@@ -30,44 +48,73 @@ class Previews:
         folder: of the output.
         settings: prompts and seed.
         backbone: makes the pictures, with whatever is attached to it.
+        guide: what else they follow; then the grid begins with what that is, and with the pictures without it (without-0.png).
+        captions: prompts where neither settings nor guide have any.
     """
 
-    def __init__(self, folder: Path, settings: OutputSettings, backbone: Backbone):
+    def __init__(self, folder: Path, settings: OutputSettings, backbone: Backbone, guide: Guide | None = None, captions: tuple[str, ...] = ()):
         self.folder = folder / f"{settings.name}-previews"
-        self._prompts, self._seed, self._backbone = settings.preview_prompts, settings.preview_seed, backbone
+        self.prompts = settings.preview_prompts or captions if guide is None else guide.prompts
+        self._seed, self._backbone, self._guide = settings.preview_seed, backbone, guide
 
-    def make(self, step: int) -> list[str]:
-        """Makes and writes the pictures of that step; what failed, in words. Nothing that fails here stops a training, and no random number is used up."""
+    def make(self, step: int, tell: Callable[[int, str, Path], None] = lambda step, prompt, path: None) -> list[str]:
+        """Makes and writes the pictures of that step; what failed, in words. Nothing that fails here stops a training, and no random number is used up.
+
+        Args:
+            step: steps done.
+            tell: told (step, prompt, path) of each that was written.
+        """
         problems = []
-        for number, prompt in enumerate(self._prompts):
-            try:
-                with own_randomness(self._backbone.device), torch.no_grad():
-                    picture = self._backbone.preview(prompt, self._seed)
-                self._write(Image.fromarray(np.asarray(picture, dtype=np.uint8)), f"step{step:08}-{number}.png")
-            except Exception as error:  # a host's sampler, a full disk, too little memory: the training is worth more than its preview
-                problems.append(f"no preview of {shown(prompt, 40)} after step {step}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        for number, prompt in enumerate(self.prompts):
+            pictures = [(f"step{step:08}-{number}.png", f"after step {step}", True)]
+            if self._guide is not None and not (self.folder / f"without-{number}.png").is_file():
+                pictures.insert(0, (f"without-{number}.png", f"before step {step}", False))
+            for name, when, guided in pictures:
+                around = self._guide.around(number) if guided and self._guide is not None else nullcontext()
+                failed = self._make(number, name, around, when)
+                problems += failed
+                if not failed and (guided is False or step or self._guide is None):
+                    tell(step if guided else 0, prompt, self.folder / name)
         return problems + self._write_grid()
+
+    def _make(self, number: int, name: str, around: AbstractContextManager[Any], when: str) -> list[str]:
+        """Makes and writes one picture; what failed, in words."""
+        size = {} if self._guide is None else self._guide.size(number)
+        try:
+            with own_randomness(self._backbone.device), torch.no_grad(), around:
+                picture = self._backbone.preview(self.prompts[number], self._seed, **size)
+            self._write(Image.fromarray(np.asarray(picture, dtype=np.uint8)), name)
+        except Exception as error:  # a host's sampler, a full disk, too little memory: the training is worth more than its preview
+            return [f"no preview of {shown(self.prompts[number], 40)} {when}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"]
+        return []
 
     def _write_grid(self) -> list[str]:
         try:
             rows = self._rows()
             if rows:
-                self._write(make_grid(rows, self._prompts, _TILE), "grid.png")
+                self._write(make_grid([*self._guided_rows(), *rows], self.prompts, _TILE), "grid.png")
         except Exception as error:  # a damaged picture among them, a full disk: as above
             return [f"no grid of the previews: {type(error).__name__}: {' '.join(str(error).split())[:200]}"]
         return []
+
+    def _guided_rows(self) -> list[tuple[str, list[np.ndarray]]]:
+        """What is followed, and the pictures without it."""
+        if self._guide is None:
+            return []
+        files = [self.folder / f"without-{number}.png" for number in range(len(self.prompts))]
+        return [self._guide.row(), ("without", [self._read(path if path.is_file() else None) for path in files])]
 
     def _rows(self) -> list[tuple[str, list[np.ndarray]]]:
         """(step, pictures) of all steps in the folder, those of earlier parts of a resumed training too; of very many, some evenly spread."""
         steps: dict[int, dict[int, Path]] = {}
         for path in sorted(self.folder.glob("step*.png")) if self.folder.is_dir() else []:
             found = _NAME.fullmatch(path.name)
-            if found and int(found[2]) < len(self._prompts):
+            if found and int(found[2]) < len(self.prompts):
                 steps.setdefault(int(found[1]), {})[int(found[2])] = path
         chosen = sorted(steps)
         if len(chosen) > _MOST_ROWS:
             chosen = [chosen[round(place * (len(chosen) - 1) / (_MOST_ROWS - 1))] for place in range(_MOST_ROWS)]
-        return [(str(step), [self._read(steps[step].get(number)) for number in range(len(self._prompts))]) for step in chosen]
+        return [(str(step), [self._read(steps[step].get(number)) for number in range(len(self.prompts))]) for step in chosen]
 
     def _read(self, path: Path | None) -> np.ndarray:
         if path is None:

@@ -31,14 +31,14 @@ def odd_about_resuming(config: TrainConfig, backbone: Backbone, state: State | N
     """In words, what the user may not expect about saved states.
 
     Raises:
-        ConfigError: the state was trained with another [network].
+        ConfigError: the state was trained with another [network] or [adapter].
     """
     if state is None:
         return _odd_about_beginning(config, states, resume)
     then, now = _with_defaults(state.config), config.to_dict()
     changed = [f"{section}.{key}" for section in now for key in now[section] if then[section][key] != now[section][key]]
     for key in changed:
-        if key.startswith("network.") or key in _SHAPING:
+        if key.startswith(("network.", "adapter.")) or key in _SHAPING:
             section, _, name = key.partition(".")
             before = then[section][name]
             raise ConfigError(f"{key} = {now[section][name]}: the saved state was trained with {before}; set it back or do not resume")

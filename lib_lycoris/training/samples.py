@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .captions import Drawn, compose
+from .control_maps import ControlMaps
 from .dataset import Picture, draws_of
 from .draws import make_generator
 from .latents import Encoded, Latents, Variant
@@ -22,9 +23,13 @@ class Samples:
         latents: of all of them.
         seed: of what is drawn.
         device: of the model.
+        controls: of all of them, where an adapter is trained.
     """
 
-    def __init__(self, pictures: Sequence[Picture], latents: Latents, seed: int, device: torch.device | str):
+    def __init__(
+        self, pictures: Sequence[Picture], latents: Latents, seed: int, device: torch.device | str, controls: ControlMaps | None = None
+    ):
+        self._controls = controls
         self._pictures = [pictures[index] for index in draws_of(pictures)]
         self._latents, self._seed, self._device = latents, seed, device
         self._sizes = sorted({picture.frame.size for picture in pictures})
@@ -47,6 +52,11 @@ class Samples:
     def framing(self, sample: int, epoch: int) -> Framing | None:
         variant = self.variant(sample, epoch)
         return self._pictures[sample].frame.framing(variant.place, variant.mirrored)
+
+    def control(self, sample: int, epoch: int) -> Tensor | None:
+        if self._controls is None:
+            return None
+        return self._controls.get(self._pictures[sample], self.variant(sample, epoch)).to(self._device)
 
     def variant(self, sample: int, epoch: int) -> Variant:
         """Which crop is drawn, and whether it is mirrored."""

@@ -12,6 +12,7 @@ from ..errors import DatasetError
 from .buckets import Sizes
 from .captions import CAPTIONS, Words, name_as_text, read_text
 from .config import DataSettings
+from .controls import is_control
 from .masks import is_mask
 from .pictures import NOT_READ, PICTURES
 from .templates import read_templates
@@ -33,6 +34,7 @@ class Subset:
         endings: of caption files, the first that is there counts.
         from_name: whether a picture without a caption file has its own name as caption.
         masks: "none", "alpha" or "files".
+        control_suffix: of the names of control pictures, which are not themselves learned from.
         listed: the pictures and their captions, where a file lists them in place of the folder.
     """
 
@@ -48,6 +50,7 @@ class Subset:
     random_crop: bool = False
     masks: str = "none"
     listed: tuple[tuple[Path, tuple[str, ...]], ...] | None = None
+    control_suffix: str = ".cond"
 
     def __post_init__(self) -> None:
         if self.prior:  # class pictures show what is known already, not the new thing
@@ -59,7 +62,7 @@ class Subset:
         Raises:
             DatasetError: the folder can't be read.
         """
-        return [path for path, _ in self.listed] if self.listed is not None else _files(self.folder, PICTURES)
+        return [path for path, _ in self.listed] if self.listed is not None else _files(self.folder, PICTURES, self.control_suffix)
 
     @cached_property
     def _by_path(self) -> dict[Path, tuple[str, ...]]:
@@ -93,7 +96,7 @@ def make_words(settings: DataSettings) -> Words:
 def make_subset(folder: Path, settings: DataSettings) -> Subset:
     """The folder with what [data] says; without a look at it."""
     return Subset(folder, make_words(settings), Sizes.from_settings(settings), settings.repeats, from_name=settings.caption_from_name, flip=settings.flip,
-                  random_crop=settings.random_crop, masks=settings.masks)
+                  random_crop=settings.random_crop, masks=settings.masks, control_suffix=settings.control_suffix)
 
 
 def scan_folder(folder: Path, settings: DataSettings) -> list[Subset]:
@@ -142,11 +145,11 @@ def _subsets(outer: Subset, deep: bool = True) -> Iterator[Subset]:
             yield from _subsets(replace(outer, folder=inner), deep=False)
 
 
-def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
-    """Files with these endings by name, without masks and without the notes ("._x.png") that other systems leave behind."""
+def _files(folder: Path, endings: tuple[str, ...], control_suffix: str = ".cond") -> list[Path]:
+    """Files with these endings by name, without masks, control pictures and without the notes ("._x.png") that other systems leave behind."""
     try:
         files = [path for path in folder.iterdir() if path.suffix.lower() in endings and not path.name.startswith(".") and path.is_file()]
     except OSError as error:
         raise unreadable_folder(folder, error) from error
     names = {path.stem for path in files}
-    return sorted((path for path in files if not is_mask(path, names)), key=lambda path: path.name)
+    return sorted((path for path in files if not is_mask(path, names) and not is_control(path, names, control_suffix)), key=lambda path: path.name)

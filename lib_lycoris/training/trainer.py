@@ -15,6 +15,7 @@ from ..patching.targets import Target
 from .backbone import Backbone
 from .conditioning import Captions, make_captions
 from .config import TrainConfig
+from .control_maps import find_values
 from .draws import Draw, Order, draw
 from .dropout import Dropout
 from .material import Material
@@ -156,7 +157,8 @@ class Trainer:
 
     def _draw(self, seed: int, epoch: int, sample: int, shape: torch.Size) -> Draw:
         steps = len(self._objective.alphas_cumprod)
-        return draw(seed, epoch, sample, shape, steps, self._config.data.caption_dropout, self._config.training.noise_offset)
+        return draw(seed, epoch, sample, shape, steps, self._config.data.caption_dropout, self._config.training.noise_offset,
+                    self._config.time_sampling)
 
     def _rate_factor(self, step: int) -> float:
         training = self._config.training
@@ -193,9 +195,11 @@ def check_settings(config: TrainConfig, backbone: Backbone) -> None:
     """Returns where these settings of the optimising can be followed on that model; quick, to be asked before anything is encoded.
 
     Raises:
-        ConfigError: the optimiser's package is missing, or settings contradict each other or the model.
+        ConfigError: the optimiser's package is missing, a preprocessor is not known, or settings contradict each other or the model.
     """
     check_optimizer(config.training)
+    if config.network.kind == "adapter":
+        find_values(config.data)
     check_prediction(config, backbone)
     if config.network.max_norm is not None and config.training.optimizer == "schedule_free":
         raise ConfigError(f"network.max_norm = {config.network.max_norm:g}: schedule_free keeps an average that can't be scaled down with the layers; "

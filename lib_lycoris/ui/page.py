@@ -9,6 +9,7 @@ import gradio as gr
 
 from . import compat, text
 from .generate import GeneratePage, draw_generate
+from .library import LibraryPage, draw_library
 from .train import TrainPage, draw_train
 
 TITLE = "Lyco Studio"
@@ -16,7 +17,8 @@ LATE = ("generate.width", "generate.height", "data.resolution")
 """Fields whose first value is the model's own size, which is known only once it is loaded."""
 
 
-def make_page(train: TrainPage, generate: GeneratePage, line: Callable[[], str], late: Callable[[], Mapping[str, Any]]) -> gr.Blocks:
+def make_page(train: TrainPage, generate: GeneratePage, line: Callable[[], str], late: Callable[[], Mapping[str, Any]],
+              library: LibraryPage | None = None) -> gr.Blocks:
     """The studio's page.
 
     Args:
@@ -24,6 +26,7 @@ def make_page(train: TrainPage, generate: GeneratePage, line: Callable[[], str],
         generate: what the Generate tab does.
         line: gives which model it works with, or that it is being loaded.
         late: gives, by key, what the fields of `LATE` start with once the model is known; nothing before.
+        library: what the Library tab does; None: there is no such tab.
     """
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
         head = gr.HTML(lambda: text.heading(TITLE, line()), elem_classes=["lycoris-head"], elem_id="lycoris_head")
@@ -33,6 +36,9 @@ def make_page(train: TrainPage, generate: GeneratePage, line: Callable[[], str],
                 form = draw_generate(blocks, tab, generate)
             with gr.Tab("Train", elem_id="lycoris_tab_train"):
                 fields = {**form.fields(), **draw_train(blocks, train).fields()}
+            if library is not None:
+                with gr.Tab("Library", elem_id="lycoris_tab_library") as tab:
+                    draw_library(blocks, tab, library)
         compat.poll(blocks, make_look(line, late), [seen], [head, seen, *(fields[key] for key in LATE)], seconds=1.0)
     return blocks
 

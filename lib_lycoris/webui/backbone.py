@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from . import host, settled
 from .places import TEXTS, UNET, VAE, Places
 from .sampling import make_picture
 from .texts import encode_captions, join_framings
+from .words import Words
 
 BASE_MODELS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
@@ -47,6 +48,7 @@ class WebUIBackbone:
         self._attention: settled.Attention | None = None
         self._with_texts = False
         self.family = family_of(self._model)
+        self._words = Words(self._model, self.family)
         self.framed = self.family == "sdxl"
         self.alphas_cumprod = read_schedule(self._model)
         self.checkpoint_name: str = checkpoint.name_for_extra
@@ -99,7 +101,20 @@ class WebUIBackbone:
         """The text encoders' vectors [B,T,D]; of SDXL a dict with them and the pooled ones."""
         self._with_texts = torch.is_grad_enabled()
         self._need(UNET, TEXTS) if self._with_texts else self._need(TEXTS)
-        return encode_captions(self._model, captions, self._config.model.clip_skip)
+        with self._words.used():
+            return encode_captions(self._model, captions, self._config.model.clip_skip)
+
+    def words(self, vectors: Mapping[str, Mapping[str, Tensor]]) -> AbstractContextManager[None]:
+        """Within it captions and prompts that name these words get their vectors {"clip_l": [N,D], …}, with gradients."""
+        return self._words.put_on(vectors)
+
+    def word_rows(self, text: str) -> dict[str, Tensor]:
+        """By text encoder the token table's rows [K,D] float32 of the text's tokens."""
+        return self._words.rows(text)
+
+    def word_statistics(self) -> dict[str, tuple[Tensor, Tensor, float]]:
+        """By text encoder the mean [D], deviation [D] and median length of the token table's rows."""
+        return self._words.statistics()
 
     def predict(
         self, x_t: Tensor, t: Tensor, conditioning: Tensor | dict[str, Tensor], framings: Sequence[Framing | None] | None = None
@@ -130,7 +145,8 @@ class WebUIBackbone:
         with self._attention.off() if self._attention is not None else ExitStack():
             if self._places is not None:
                 self._places.give_back()
-            return make_picture(self._model, prompt, seed, self._config.model.clip_skip, **{"width": side, "height": side, **settings})
+            with self._words.used():
+                return make_picture(self._model, prompt, seed, self._config.model.clip_skip, **{"width": side, "height": side, **settings})
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -184,6 +200,7 @@ class WebUIBackbone:
     def _take_up(self) -> None:
         """Has the checkpoint loaded and knows its trees."""
         self._model = host.load_checkpoint(self._checkpoint)
+        self._words.model = self._model
         self._trees = host.trees_of(self._model)
         if not getattr(self._model, "lowvram", False) and next(self.unet.parameters()).device.type != self.device.type:
             sd_models.send_model_to_device(self._model)  # unloaded to the CPU by the user

@@ -31,8 +31,7 @@ def own_folder() -> Path:
 
 def folders() -> list[Path]:
     """The folders that hold embeddings, ours first."""
-    theirs = getattr(shared.cmd_opts, "embeddings_dir", None)
-    return [own_folder(), *([Path(theirs)] if theirs else [])]
+    return [own_folder(), host.embedding_folder()]
 
 
 def _alone(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,7 +147,7 @@ class Embeddings:
 
     @_alone
     def delete(self, name: str) -> dict[str, Any]:
-        """The names of the files that are gone now; the host's database knows the embedding no more.
+        """What the shelf's `delete` gives, and the host's database knows the embedding no more.
 
         Raises:
             LycoError: as the shelf's `delete`.

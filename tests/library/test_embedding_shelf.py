@@ -79,7 +79,9 @@ def test_one_embedding_is_looked_into_by_word_or_path(shelf):
 def test_remarks_and_deletion_are_of_the_folders_files_alone(shelf, folder):
     assert shelf.remark("first", {"notes": "good"})["remarks"]["notes"] == "good" and shelf.look_into("first")["remarks"]["notes"] == "good"
     assert sorted(shelf.delete("first")["deleted"]) == ["first.json", "first.png", "first.preview.png", "first.safetensors"]
-    assert shelf.delete("drawn word")["deleted"] == ["shared.png"]
+    gone = shelf.delete("drawn word")
+    assert gone["deleted"] == ["shared.png"] and "drawn word" not in shelf.words()
+    assert shelf.trash.restore(gone["entry"]) == [folder / "shared.png"] and "drawn word" in shelf.words()
     outside = folder.parent / "outside"
     outside.mkdir()
     write_embedding(outside / "far.safetensors", ONE)

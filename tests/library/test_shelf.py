@@ -116,7 +116,7 @@ def test_deleting_takes_the_file_and_what_belongs_to_it_alone(tmp_path, shelf):
     for ending in (".json", ".png", ".preview.png", "2.png"):
         (path.parent / f"cat{ending}").write_text("{}")
     assert set(shelf.delete("cat")["deleted"]) == {"cat.safetensors", "cat.json", "cat.png", "cat.preview.png"}
-    assert [each.name for each in path.parent.iterdir()] == ["cat2.png"]
+    assert sorted(each.name for each in path.parent.iterdir()) == [".lyco-trash", "cat2.png"]
     assert shelf.rows() == []
     with pytest.raises(UnknownNetworkError):
         shelf.delete("cat")

@@ -63,8 +63,8 @@ def die_at(moment, number):
         checkpoint.States._prune = die_then(checkpoint.States._prune)
 
 
-def train_and_tell(values, told, resume, moment, number, delay):
-    """Trains, writing each step's loss as a line; is killed at that moment, or so many seconds after that step."""
+def train_and_tell(values, told, resume, moment, number, delay, backbone=None):
+    """Trains on a backbone of that class, writing each step's loss as a line; is killed at that moment, or so many seconds after that step."""
     torch.set_num_threads(1)
     die_at(moment, number)
     with open(told, "a", encoding="utf-8") as file:
@@ -75,7 +75,7 @@ def train_and_tell(values, told, resume, moment, number, delay):
             if moment == "any" and report.step >= number:
                 threading.Timer(delay, die).start()
 
-        loop.train(TrainConfig.from_dict(values), FakeBackbone(), on_step, resume=resume)
+        loop.train(TrainConfig.from_dict(values), (backbone or FakeBackbone)(), on_step, resume=resume)
 
 
 class Painter(FakeBackbone):
@@ -102,13 +102,14 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def train_together(rank, count, port, values, folder, stop=None, resume=False, fail=False, unable=None):
+def train_together(rank, count, port, values, folder, stop=None, resume=False, fail=False, unable=None, make=None):
     """Trains as one of several processes; writes (losses, ended early, error) and everything trained to folder/RANK.json and .safetensors.
 
     Args:
         stop: (rank, step): who asks for an end, and when.
         fail: lets the first process' saving fail.
         unable: the rank of the process that can't make class pictures.
+        make: gives another backbone.
     """
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
@@ -134,7 +135,7 @@ def train_together(rank, count, port, values, folder, stop=None, resume=False, f
     if fail:
         checkpoint.write_tensors = write
     result = error = None
-    backbone = Painter(unable == rank)
+    backbone = Painter(unable == rank) if make is None else make()
     with launched_processes() as (processes, _):
         try:
             result = loop.train(TrainConfig.from_dict(values), backbone, None, lambda: stop is not None and stop == (rank, len(steps)), resume, processes)
@@ -144,7 +145,7 @@ def train_together(rank, count, port, values, folder, stop=None, resume=False, f
     safetensors.write_tensors(Path(folder) / f"{rank}.safetensors", tensors)
     path = str(result.path) if result and result.path else None
     told = {"losses": losses, "steps": steps, "error": error, "stopped": result and result.stopped, "path": path,
-            "painted": backbone.painted, "encoded": backbone.encoded}
+            "painted": getattr(backbone, "painted", []), "encoded": getattr(backbone, "encoded", 0)}
     (Path(folder) / f"{rank}.json").write_text(json.dumps(told), encoding="utf-8")
 
 

@@ -22,6 +22,8 @@ def values_of(item):
         plain = st.sampled_from(["1", "0.5:100, 1e-3:1000", "1:1,0"])
     elif item.key in ("output.name", "embedding.word"):
         plain = st.builds("{}{}z".format, st.sampled_from("aZ0_ß"), st.text("abcXYZ019-_äß (1)", max_size=20))
+    elif item.key == "data.preprocessor_values":
+        plain = st.lists(st.builds("{}={}".format, st.sampled_from(["low", "a b"]), st.sampled_from(["1", "#ff0000", "a=b"])), max_size=3)
     elif item.key in ("network.block_ranks", "training.block_learning_rates"):
         plain = st.lists(st.builds("{}={}".format, st.sampled_from(["mid_block", "*attn2*", "a=b"]), st.integers(1, 99)), max_size=3)
     elif item.choices:
@@ -51,6 +53,7 @@ KNOWN_BY = {
 def made_to_fit(sections):
     """Sections that contradict nothing: of two that exclude each other the first stays, what a kind does not know is as it was."""
     data, network, training, output, embedding = (dict(sections[name]) for name in ("data", "network", "training", "output", "embedding"))
+    sections = {**sections, "adapter": dict(sections["adapter"])}
     training["debiased"] = training["debiased"] and not training["min_snr_gamma"]
     training["ema"] = 0.0 if training["optimizer"] == "schedule_free" else training["ema"]
     network["rank_dropout"] = 0.0 if network["full_matrix"] else network["rank_dropout"]
@@ -62,6 +65,7 @@ def made_to_fit(sections):
     data["bucket_min"], data["bucket_max"] = None, None
     training["schedule_steps"] = training["schedule_steps"] if training["schedule"] == "constant" else None
     alone = network["kind"] == "embedding"
+    embedding["word"] = None if network["kind"] == "adapter" else embedding["word"]
     if alone:
         layers = ("targets", "only", "exclude", "block_ranks", "start_from", "max_norm", "module_dropout")
         network |= {name: SETTINGS[f"network.{name}"].default for name in layers}
@@ -72,6 +76,8 @@ def made_to_fit(sections):
     embedding["start_from"] = embedding["start_from"] if embedding["init_text"] is None else None
     embedding["learning_rate"] = embedding["learning_rate"] if embedding["rates"] is None else None
     embedding["norm"] = "off" if training["optimizer"] == "schedule_free" else embedding["norm"]
+    data["control_suffix"] = "".join(part for part in data["control_suffix"] if part not in "/\\ ") or "x"
+    fit_adapter(sections["adapter"], data, network, training)
     for name, kinds in KNOWN_BY.items():
         if network["kind"] not in kinds:
             network[name] = SETTINGS[f"network.{name}"].default
@@ -79,9 +85,27 @@ def made_to_fit(sections):
         network["init_rank"] = max(network["init_rank"], network["target_rank"] or network["rank"])
     if network["kind"] not in ("lora", "locon", "adalora", "loha") or (network["kind"] == "loha" and network["dora"]):
         output["form"] = "kohya"
+    if embedding["word"] == output["name"]:
+        output["form"] = "kohya"
     if embedding["word"] is not None:
         embedding["file"] = "one" if output["form"] == "kohya" else "two"
     return {**sections, "data": data, "network": network, "training": training, "output": output, "embedding": embedding}
+
+
+def fit_adapter(adapter, data, network, training):
+    """An adapter has nothing to do with layers and class pictures, other kinds nothing with control pictures."""
+    if network["kind"] == "adapter":
+        adapter["in_channels"] = 3 if adapter["in_channels"] == 2 else adapter["in_channels"]
+        data["control_folder"] = None if data["preprocessor"] else data["control_folder"]
+        data.update(prior_folder=None, prior_prompt=None)
+        training["block_learning_rates"] = ()
+        for name in ("targets", "only", "exclude", "block_ranks", "max_norm", "module_dropout"):
+            network[name] = SETTINGS[f"network.{name}"].default
+    else:
+        adapter.update({name: SETTINGS[f"adapter.{name}"].default for name in adapter})
+        data.update(control_folder=None, preprocessor=None)
+    if not data["preprocessor"]:
+        data.update(preprocessor=None, preprocessor_values=())
 
 
 sections = st.fixed_dictionaries({
@@ -146,7 +170,13 @@ def test_set_leaves_the_config_itself_alone():
     ("data.folders", 3, "data.folders = 3: expected a list of texts"),
     ("data.folders", '["a"', "expected a list of texts"),
     ("network.text_encoder", "maybe", "expected true or false"),
-    ("network.kind", "adapter", "not yet"),
+    ("adapter.kind", "full2", 'did you mean "full"?'),
+    ("adapter.in_channels", "2", "expected 1 (grey) or 3 (colours)"),
+    ("adapter.kind", "light", 'set network.kind = "adapter"'),
+    ("data.preprocessor", "canny", 'set network.kind = "adapter"'),
+    ("data.control_suffix", "a/b", "data.control_suffix"),
+    ("data.preprocessor_values", "low", 'is not "NAME=VALUE"'),
+    ("training.time_sampling", "cubik", 'did you mean "cubic"?'),
     ("network.kind", "locom", 'did you mean "locon"?'),
     ("network.targets", "q,kk", 'did you mean "k"?'),
     ("network.targets", "[]", "nothing would be trained"),

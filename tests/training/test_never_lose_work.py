@@ -22,11 +22,11 @@ STEPS = 26
 
 
 @needs_kill
-@pytest.mark.parametrize(("kind", "seed"), [("locon", 1), ("adalora", 2)])
-def test_killed_at_random_moments_and_in_the_middle_of_saves_it_goes_on_bit_for_bit(tmp_path, kind, seed):
+@pytest.mark.parametrize(("kind", "seed", "word"), [("locon", 1, {}), ("adalora", 2, {}), ("embedding", 3, {"embedding__norm": "median"})])
+def test_killed_at_random_moments_and_in_the_middle_of_saves_it_goes_on_bit_for_bit(tmp_path, kind, seed, word):
     from . import children
 
-    options = {"network__kind": kind, "training__steps": STEPS, "output__save_every": 2, "training__ema": 0.9, "training__schedule": "cosine"}
+    options = {"network__kind": kind, "training__steps": STEPS, "output__save_every": 2, "training__ema": 0.9, "training__schedule": "cosine", **word}
     whole, result = losses_of(make_config(tmp_path / "whole", **options))
     config, told, luck = make_config(tmp_path / "killed", **options), tmp_path / "losses", random.Random(seed)
     moments = ["any", "half written", "written, not yet in its place", "in its place, older ones not yet removed"]

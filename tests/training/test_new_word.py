@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lib_lycoris.errors import ConfigError, DatasetError
 from lib_lycoris.files.embeddings import read_embedding, write_embedding
+from lib_lycoris.library.load import open_network
 from lib_lycoris.training.captions import Drawn, Words, compose, plain, with_word
+from lib_lycoris.training.checkpoint import States
 from lib_lycoris.training.conditioning import CachedCaptions
-from lib_lycoris.training.config import TrainConfig
+from lib_lycoris.training.config import DataSettings, TrainConfig
+from lib_lycoris.training.dataset import read_dataset, read_prior
 from lib_lycoris.training.draws import make_generator
 from lib_lycoris.training.loop import train
 from lib_lycoris.training.material import PlainMaterial
 from lib_lycoris.training.new_word import NewWord, make_word
+from lib_lycoris.training.preflight import check_training
 from lib_lycoris.training.step_list import parse_step_list
 from lib_lycoris.training.templates import fill_template, read_templates
 from lib_lycoris.training.word_captions import WordCaptions
@@ -332,3 +338,79 @@ def test_the_file_of_a_word_says_what_it_is_from(tmp_path):
     assert torch.equal(read_embedding(tmp_path / "out" / "zor.png").vectors["clip_l"], found.vectors["clip_l"]) and not result.problems[1:], result.problems
     assert found.metadata["modelspec.architecture"].endswith("/textual-inversion") and found.metadata["ss_new_sd_model_hash"] == FakeBackbone.checkpoint_hash
     assert "somewhere" not in str(found.metadata) and "ss_network_module" not in found.metadata
+
+
+def test_where_some_captions_name_the_word_the_others_are_left_as_they_are(tmp_path):
+    make_pictures(tmp_path / "all", 3)
+    settings = DataSettings(folders=(str(tmp_path / "all"),), resolution=64, trigger="sks")
+    assert [picture.caption for picture in read_dataset(settings).pictures] == [f"sks, colour {number}, plain" for number in range(3)]
+    (tmp_path / "all" / "1.txt").write_text("one sks", encoding="utf-8")
+    assert [picture.caption for picture in read_dataset(settings).pictures] == ["colour 0, plain", "one sks", "colour 2, plain"]
+    templated = read_dataset(replace(settings, templates="subject"))
+    assert {picture.caption for picture in templated.pictures} == {"a photo of sks"}
+
+
+def test_class_pictures_never_get_the_word(tmp_path):
+    make_pictures(tmp_path / "img" / "2_thing", 2)
+    make_pictures(tmp_path / "reg" / "1_colour", 2)
+    found = read_dataset(DataSettings(folders=(str(tmp_path),), resolution=64, trigger="sks"))
+    assert all("sks" in picture.caption for picture in found.pictures) and not any("sks" in picture.caption for picture in found.prior)
+    found, _ = read_prior(tmp_path / "reg", DataSettings(resolution=64, trigger="sks", templates="subject"))
+    assert found and not any("sks" in picture.caption for picture in found)
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"network__kind": "embedding"}, ["A new word zor with 2 vectors of 8 numbers (16) is trained; the model's own words, its text encoders and its UNet stay",
+                                      "start from random numbers as the model's own words have them; their learning rate is 0.01", "zor.safetensors"]),
+    ({"network__kind": "lora", "embedding__rates": "0.1:9, 1e-3", "embedding__norm": "keep"},
+     ["together with the network", "their learning rate is 0.1:9, 1e-3; their lengths stay", "packed into the network's file"]),
+    ({"network__kind": "lora", "embedding__file": "two"}, ["zor.safetensors"]),
+    ({"network__kind": "embedding", "embedding__init_text": "abcd"},
+     ['those of the tokens of abcd', "has 4 tokens, the word 2 vectors: some tokens are left out"]),
+    ({"network__kind": "embedding", "data__prior_prompt": "a zor", "data__prior_pictures": 1}, ["class pictures should show what is known already"]),
+])
+def test_what_a_training_of_a_word_will_do_is_said_before(tmp_path, changes, words):
+    folder = make_pictures(tmp_path / "pictures")
+    config = config_of(embedding__word="zor", embedding__vectors=2, data__folders=[str(folder)], data__resolution=64, output__folder=str(tmp_path), **changes)
+    told = check_training(config, FakeBackbone(), measure=True)
+    for wanted in words:
+        assert any(wanted in line for line in told.lines()), (wanted, told.lines())
+    assert any("layers of the UNet" in line for line in told.lines()) == (changes["network__kind"] == "lora")
+    assert told.memory["trained"] >= 16 * 16 and not (tmp_path / "zor.safetensors").exists()
+
+
+def test_a_network_and_its_word_are_saved_as_one_file_or_as_two(tmp_path):
+    folder = make_pictures(tmp_path / "pictures")
+    made = {}
+    for file in ("one", "two"):
+        config = config_of(embedding__word="zor", embedding__vectors=2, embedding__file=file, data__folders=[str(folder)], data__resolution=64,
+                           training__steps=3, output__folder=str(tmp_path / file), output__name="net", network__kind="lora")
+        path = train(config, FakeBackbone()).path
+        assert path == tmp_path / file / "net.safetensors"
+        made[file] = read_embedding(path, "zor").vectors if file == "one" else read_embedding(tmp_path / file / "zor.safetensors").vectors
+        network = open_network(path)
+        assert len(network.layers) and list(network.embeddings) == (["zor"] if file == "one" else [])
+    assert torch.equal(made["one"]["clip_l"], made["two"]["clip_l"]) and not (tmp_path / "one" / "zor.safetensors").exists()
+
+
+def test_a_training_of_another_word_is_not_gone_on_with(tmp_path):
+    folder = make_pictures(tmp_path / "pictures")
+    config = config_of(**ALONE, data__folders=[str(folder)], data__resolution=64, training__steps=3, output__folder=str(tmp_path / "out"), output__name="net")
+    train(config, FakeBackbone(), should_stop=lambda: False)
+    with pytest.raises(ConfigError, match=r"embedding\.vectors = 3: the saved state was trained with 2"):
+        train(config.set("embedding.vectors", 3), FakeBackbone(), resume=True)
+    result = train(config.change({"embedding.learning_rate": 0.5, "training.steps": 4}), FakeBackbone(), resume=True)
+    assert result.steps == 4 and any("resumed with another embedding.learning_rate" in problem for problem in result.problems)
+
+
+def test_a_state_from_before_there_were_words_is_gone_on_with(tmp_path):
+    """What a saved config does not say yet is at its default, and no change of the settings."""
+    folder = make_pictures(tmp_path / "pictures")
+    config = config_of(data__folders=[str(folder)], data__resolution=64, training__steps=3, output__folder=str(tmp_path / "out"), output__name="net")
+    train(config, FakeBackbone())
+    states = States(tmp_path / "out", "net", 2)
+    state, _ = states.read_latest()
+    held = {section: values for section, values in state.config.items() if section != "embedding"}
+    states.write(replace(state, config={**held, "data": {key: value for key, value in held["data"].items() if key != "trigger"}}))
+    result = train(config.set("training.steps", 5), FakeBackbone(), resume=True)
+    assert result.steps == 5 and result.problems == ("resumed with another training.steps",)

@@ -75,7 +75,7 @@ def test_what_is_transparent_is_known_and_keeps_its_colour_where_wanted(tmp_path
     Image.fromarray(rgba).save(tmp_path / "x.png")
     image = open_image(tmp_path / "x.png")
     assert has_alpha(image) and not has_alpha(open_image(tmp_path / "opaque.png"))
-    assert np.array_equal(np.asarray(to_rgb(image, on_white=False)), scene()) and np.asarray(to_rgb(image))[:6].min() == 255
+    assert np.array_equal(np.asarray(to_rgb(image, None)), scene()) and np.asarray(to_rgb(image))[:6].min() == 255
 
 
 def damaged(kind):

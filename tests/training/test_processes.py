@@ -31,7 +31,9 @@ def a_config(folder, batch_size, **changes):
 @pytest.mark.parametrize("options", [
     {"network__kind": "locon", "network__dropout": 0.2, "training__gradient_accumulation": 2, "validation__share": 0.3, "training__ema": 0.9},
     {"network__kind": "adalora", "network__init_rank": 6, "network__target_rank": 3, "network__warmup": 1, "network__final": 3, "network__interval": 2},
-], ids=["locon", "adalora"])
+    {"network__kind": "embedding", "training__ema": 0.9, "data__caption_dropout": 0.3},
+    {"network__kind": "lora", "network__text_encoder": False, "embedding__word": "zor", "embedding__vectors": 2, "embedding__norm": "keep"},
+], ids=["locon", "adalora", "embedding", "pivotal"])
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, options):
     pytest.importorskip("accelerate")
     from . import children

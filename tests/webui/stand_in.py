@@ -36,7 +36,7 @@ class StandIn:
 
         self._builtin, self._extra_networks, self._callbacks = networks, extra_networks, script_callbacks
         self._models, self._shared = sd_models, shared
-        shared.models_path, networks.folder = str(folder), self.networks
+        shared.models_path, shared.data_path, networks.folder = str(folder), str(folder / "data"), self.networks
         self.embeddings, self.host_embeddings = folder / "embeddings", folder / "embeddings of the host"
         self.embeddings.mkdir()
         self.host_embeddings.mkdir()
@@ -61,6 +61,7 @@ class StandIn:
 
         wanted = {**DEFAULTS, **settings, "prompt": prompt}
         init, checkpoint = wanted.pop("init"), wanted.pop("checkpoint")
+        wanted["script_args"] = {name: given["args"] for name, given in wanted.pop("alwayson_scripts", {}).items()}
         if checkpoint is not None:
             self._shared.opts.data["sd_model_checkpoint"] = checkpoint
         if init is not None:
@@ -72,7 +73,8 @@ class StandIn:
                 latents, texts = processing.process_images(p)
             finally:
                 p.close()
-        return Reply([self.decode(each) for each in latents], list(p.comments), p.extra_generation_params, "\n".join(texts))
+        maps = [picture.tobytes() for picture in p.processed.images]
+        return Reply([self.decode(each) for each in latents] + maps, list(p.comments), p.extra_generation_params, "\n".join(texts))
 
     @staticmethod
     def decode(latents: torch.Tensor) -> bytes:

@@ -110,17 +110,22 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     raise ValueError(f"no shape {shape!r}: choose one of {', '.join((*SHAPES, CONCEPT_SHAPE))}")
 
 
-def coverage(scene: Scene, side: int = SIDE) -> np.ndarray:
-    """How much of every pixel the shape covers: [H,W] in 0..1, with an edge one pixel wide."""
-    axis = (np.arange(side) + 0.5) / side
+def pixel_distance(scene: Scene, width: int, height: int) -> np.ndarray:
+    """Signed distance of every pixel's middle to the shape, negative inside: [H,W] in pixels."""
     cx, cy = scene.centre
-    x, y = np.meshgrid((axis - cx) / scene.radius, (axis - cy) / scene.radius)
-    return np.clip(0.5 - signed_distance(scene.shape, x, y) * scene.radius * side, 0, 1)
+    radius = scene.radius * min(width, height)
+    x, y = np.meshgrid((np.arange(width) + 0.5 - cx * width) / radius, (np.arange(height) + 0.5 - cy * height) / radius)
+    return signed_distance(scene.shape, x, y) * radius
 
 
-def render(scene: Scene, side: int = SIDE) -> np.ndarray:
+def coverage(scene: Scene, width: int = SIDE, height: int | None = None) -> np.ndarray:
+    """How much of every pixel the shape covers: [H,W] in 0..1, with an edge one pixel wide."""
+    return np.clip(0.5 - pixel_distance(scene, width, height or width), 0, 1)
+
+
+def render(scene: Scene, width: int = SIDE, height: int | None = None) -> np.ndarray:
     """The picture of a scene: uint8 [H,W,3]."""
-    mask = coverage(scene, side)[..., None]
+    mask = coverage(scene, width, height)[..., None]
     front, back = np.array(COLOURS[scene.colour]), np.array(BACKGROUNDS[scene.background])
     return np.round(mask * front + (1 - mask) * back).astype(np.uint8)
 

@@ -5,7 +5,7 @@ import sys
 
 import torch
 from fastapi import Body
-from modules import extra_networks, script_callbacks, scripts, sd_models, sd_unet, shared
+from modules import extra_networks, script_callbacks, scripts, sd_hijack, sd_models, sd_unet, shared
 from modules.sd_samplers_common import InterruptedException
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_hooks", "_state_dict_hooks",
@@ -202,6 +202,10 @@ def routes(demo, app):
     def compare_backbone(wanted: dict = Body()):  # noqa: B008
         with torch.no_grad():
             return compare(wanted["texts"], wanted["size"])
+
+    @app.post("/probe/v1/reload-embeddings")
+    def reload_embeddings():
+        sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
 
     @app.post("/probe/v1/reload-ui")
     def reload_ui():

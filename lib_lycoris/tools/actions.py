@@ -1,0 +1,172 @@
+"""What can be done with the files of the library: one record for each action, for page, routes, command line and README alike."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass
+
+from lib_lycoris.errors import ConfigError
+from lib_lycoris.files.sidecar import VERSIONS
+from lib_lycoris.setting import Action, Section, setting
+from lib_lycoris.tools.convert import FORMATS
+
+SHELVES = ("networks", "embeddings", "adapters")
+DTYPES = ("fp16", "bf16", "fp32")
+DEFAULT_ENERGY = 0.99
+
+_NAME = "The file, as the list calls it."
+_OUT = "Name of the new file, without ending; it lies beside the first one. Left out: made from the old name."
+_DTYPE = "What numbers are stored as. Left out: as they are."
+_SHELF = "The list that it stands in."
+
+
+class _OfAFile(Section):
+    """Settings of an action on one file."""
+
+    def _check_together(self) -> None:
+        if not self.name.strip():  # type: ignore[attr-defined]
+            raise ConfigError(f'{self.section}.name = "": name a file')
+
+
+@dataclass(frozen=True)
+class MeasureSettings(_OfAFile):
+    """Which network is measured."""
+
+    section: typing.ClassVar[str] = "measure"
+    name: str = setting("", _NAME)
+
+
+@dataclass(frozen=True)
+class CompareSettings(_OfAFile):
+    """Which two are compared."""
+
+    section: typing.ClassVar[str] = "compare"
+    name: str = setting("", _NAME)
+    other: str = setting("", "The network to compare it with.")
+
+    def _check_together(self) -> None:
+        super()._check_together()
+        if not self.other.strip():
+            raise ConfigError('compare.other = "": name a second network')
+
+
+@dataclass(frozen=True)
+class RemarkSettings(_OfAFile):
+    """The user's own words on a file."""
+
+    section: typing.ClassVar[str] = "remark"
+    name: str = setting("", _NAME)
+    description: str | None = setting(None, "Stands on the card.")
+    sd_version: str | None = setting(None, "The base model that it is for.", choices=VERSIONS)
+    activation_text: str | None = setting(None, "A click on the card writes it behind the tag.")
+    preferred_weight: float | None = setting(None, "Strength that a click on the card writes; 0 means none.", minimum=-100, maximum=100)
+    negative_text: str | None = setting(None, "A click on the card writes it into the negative prompt.")
+    notes: str | None = setting(None, "Whatever is worth keeping.")
+    shelf: str = setting("networks", _SHELF, choices=SHELVES)
+
+
+@dataclass(frozen=True)
+class PreviewSettings(_OfAFile):
+    """The picture that shows what a file does."""
+
+    section: typing.ClassVar[str] = "preview"
+    name: str = setting("", _NAME)
+    image: str = setting("", "The picture: the bytes of a PNG, JPEG, WebP or GIF in base64; on the command line a file's name.")
+    shelf: str = setting("networks", _SHELF, choices=SHELVES)
+
+
+@dataclass(frozen=True)
+class RenameSettings(_OfAFile):
+    """A file's new name."""
+
+    section: typing.ClassVar[str] = "rename"
+    name: str = setting("", _NAME)
+    new: str = setting("", "Its new name, without ending; remarks and previews move with it.")
+    shelf: str = setting("networks", _SHELF, choices=SHELVES)
+
+
+@dataclass(frozen=True)
+class ConvertSettings(_OfAFile):
+    """A network in another program's form."""
+
+    section: typing.ClassVar[str] = "convert"
+    name: str = setting("", _NAME)
+    to: str = setting("kohya", "kohya: what WebUI and ComfyUI read; diffusers; peft: a folder; locon: every layer low-rank, exactly.", choices=FORMATS)
+    out: str | None = setting(None, _OUT)
+
+
+@dataclass(frozen=True)
+class ResizeSettings(_OfAFile):
+    """A network of smaller ranks."""
+
+    section: typing.ClassVar[str] = "resize"
+    name: str = setting("", _NAME)
+    rank: int | None = setting(None, "The most ranks of a layer.", minimum=1, maximum=4096)
+    energy: float | None = setting(None, f"Instead of a rank: the share of each layer's squared singular values to keep. Both left out: {DEFAULT_ENERGY}.",
+                                   minimum=0, maximum=1, above_minimum=True)
+    dtype: str | None = setting(None, _DTYPE, choices=DTYPES)
+    out: str | None = setting(None, _OUT)
+
+    def _check_together(self) -> None:
+        super()._check_together()
+        if self.rank is not None and self.energy is not None:
+            raise ConfigError(f"resize.energy = {self.energy:g}: resize.rank = {self.rank} is given too; leave one of them out")
+
+
+@dataclass(frozen=True)
+class MergeSettings(Section):
+    """Several networks as one."""
+
+    section: typing.ClassVar[str] = "merge"
+    parts: tuple[str, ...] = setting((), "The networks with their strengths, NAME:0.8 or NAME:te=0.5,unet=1; at least one.")
+    rank: int | None = setting(None, "The most ranks of a layer. Left out: all, which is exact.", minimum=1, maximum=4096)
+    dtype: str | None = setting(None, _DTYPE, choices=DTYPES)
+    out: str | None = setting(None, _OUT)
+
+    def _check_together(self) -> None:
+        if not self.parts:
+            raise ConfigError("merge.parts = []: name at least one network, NAME:0.8")
+
+
+@dataclass(frozen=True)
+class DeleteSettings(_OfAFile):
+    """What goes to the trash."""
+
+    section: typing.ClassVar[str] = "delete"
+    name: str = setting("", _NAME)
+    shelf: str = setting("networks", _SHELF, choices=SHELVES)
+
+
+@dataclass(frozen=True)
+class RestoreSettings(Section):
+    """What comes back from the trash."""
+
+    section: typing.ClassVar[str] = "restore"
+    entry: str = setting("", "What the trash calls it.")
+
+    def _check_together(self) -> None:
+        if not self.entry.strip():
+            raise ConfigError('restore.entry = "": choose something in the trash')
+
+
+@dataclass(frozen=True)
+class EmptySettings(Section):
+    """What is deleted for good."""
+
+    section: typing.ClassVar[str] = "empty"
+    entry: str | None = setting(None, "What the trash calls it. Left out: everything in the trash.")
+
+
+ACTIONS = (
+    Action("measure", "Measure", "How much a network changes each block, and how its change is spread over ranks.", MeasureSettings, long=True),
+    Action("compare", "Compare", "Two networks beside each other: what they share, and how alike they are in each block.", CompareSettings, long=True),
+    Action("remark", "Save remarks", "Changes the user's remarks on a file; what is left out stays.", RemarkSettings),
+    Action("preview", "Set preview", "Makes a picture the file's preview; an older one goes to the trash.", PreviewSettings),
+    Action("rename", "Rename", "Gives a file another name, with its remarks and previews.", RenameSettings),
+    Action("convert", "Convert", "Writes a network in another program's form.", ConvertSettings, long=True),
+    Action("resize", "Resize", "Writes a network with smaller ranks.", ResizeSettings, long=True),
+    Action("merge", "Merge", "Writes one network that does what several do at their strengths.", MergeSettings, long=True),
+    Action("delete", "Move to the trash", "Moves a file to the trash, with its remarks and previews.", DeleteSettings),
+    Action("restore", "Restore", "Brings back what was deleted.", RestoreSettings),
+    Action("empty", "Delete for good", "Deletes what lies in the trash for good.", EmptySettings),
+)

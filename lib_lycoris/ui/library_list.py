@@ -1,0 +1,68 @@
+"""What the library's list shows of thousands of files: searched, sorted, told in two lines each. Pure functions of plain values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+SHOWN = 200
+"""How many entries a page shows at once; the search finds the others."""
+
+SHORT = {"sd_v1": "SD 1", "sd_v2": "SD 2", "sdxl_base_v1-0": "SDXL"}
+SORTS: dict[str, tuple[Callable[[Mapping[str, Any]], Any], bool]] = {
+    "Name": (lambda row: row["name"].lower(), False),
+    "Newest first": (lambda row: row.get("modified") or 0, True),
+    "Largest first": (lambda row: row.get("bytes") or 0, True),
+    "Base model": (lambda row: (row.get("base_model") or "~", row["name"].lower()), False),
+    "Kind": (lambda row: (row.get("kind") or "~", row["name"].lower()), False),
+}
+"""What a list is sorted by: by which value, and whether downwards."""
+
+_SEARCHED = ("name", "kind", "base_model", "alias", "title", "trigger_phrase", "tags", "file")
+
+
+def find_rows(rows: Sequence[Mapping[str, Any]], search: str, sort: str) -> list[Mapping[str, Any]]:
+    """The rows in which every word of the search stands, in the order that was asked for."""
+    words = search.lower().split()
+    found = [row for row in rows if all(word in _text(row) for word in words)] if words else list(rows)
+    value, down = SORTS.get(sort, SORTS["Name"])
+    return sorted(found, key=value, reverse=down)
+
+
+def choices(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(what is shown, name) of each row; the first line is the name, the second what it is."""
+    return [(f"{row['name']}\n{summary(row)}", row["name"]) for row in rows[:SHOWN]]
+
+
+def summary(row: Mapping[str, Any]) -> str:
+    """A line on what a file is: "LoRA 16 · SD 1 · 36.1 MB · 2026-11-20"."""
+    kind = f"{row.get('kind') or ''} {row.get('rank') or ''}".strip()
+    parts = ["can't be used" if row.get("problem") else "", kind, SHORT.get(row.get("base_model") or "", ""), megabytes(row.get("bytes") or 0),
+             day(row.get("modified"))]
+    return " · ".join(part for part in parts if part)
+
+
+def count_words(found: int, all_rows: int) -> str:
+    """How many are shown, in words."""
+    if not all_rows:
+        return "Nothing is here yet."
+    if found > SHOWN:
+        return f"The first {SHOWN} of {found}: search to see others."
+    return f"{found} of {all_rows}" if found != all_rows else f"{found} file{'s' if found != 1 else ''}"
+
+
+def megabytes(count: float) -> str:
+    """A size: "36.1 MB", "0.3 MB", "12 kB", "18 bytes"."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.0f} kB" if count >= 1e3 else f"{count:.0f} bytes"
+
+
+def day(seconds: float | None) -> str:
+    """A date: "2026-11-20"."""
+    return time.strftime("%Y-%m-%d", time.localtime(seconds)) if seconds else ""
+
+
+def _text(row: Mapping[str, Any]) -> str:
+    held = " ".join(str(row[key]) for key in _SEARCHED if row.get(key))
+    short = SHORT.get(row.get("base_model") or "", "")
+    return f"{held} {short} {short.replace(' ', '')}".lower()
