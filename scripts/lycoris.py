@@ -86,7 +86,7 @@ def _add_routes(app, extension, pages, training, adapters):
         embeddings=words.shelf.rows, embedding=words.shelf.look_into, remark_embedding=words.shelf.remark, delete_embedding=words.delete,
         library=LibraryCalls(ACTIONS, library.run, library.jobs.states, library.jobs.stop, library.trash),
     )
-    add_routes(app, callables, authorise=passwords(credentials) if credentials else None)
+    add_routes(app, callables, authorise=passwords(credentials) if credentials is not None else None)
 
 
 _reason = unsupported_host()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -221,6 +222,62 @@ class Workbench:
             write_png(path, picture)
             written.append({"path": str(path.resolve()), "seed": picture.seed, "infotext": picture.infotext})
         return written
+
+    def pictures(self, count: int = 24) -> list[dict[str, Any]]:
+        """The newest pictures that were made, also before this start."""
+        return self._history().rows(count)
+
+    def recall(self, name: str) -> dict[str, Any]:
+        """How one of them was made: {"infotext", "settings", "problems"}.
+
+        Raises:
+            ConfigError: there is none of that name, or it holds no settings.
+        """
+        from ..studio.recall import read_infotext, recall
+
+        return recall(read_infotext(self._history().find(name)), self._checkpoint_name()).to_dict()
+
+    def read_settings(self, data: bytes) -> dict[str, Any]:
+        """The settings in a PNG's bytes: {"infotext", "settings", "problems"}.
+
+        Raises:
+            ConfigError: it is no PNG, or holds no settings.
+        """
+        from ..studio.recall import read_settings
+
+        return read_settings(data, self._checkpoint_name()).to_dict()
+
+    def read_picture(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The same for {"image": base64}.
+
+        Raises:
+            ConfigError: that is no base64, no PNG, or holds no settings.
+        """
+        try:
+            text = str(values.get("image", ""))
+            data = base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+        except ValueError as error:
+            raise ConfigError(f"image is not base64 ({error}): send a PNG's bytes") from error
+        return self.read_settings(data)
+
+    def words(self) -> list[dict[str, str]]:
+        """What a prompt may name: {"kind", "name", "insert", "about"}."""
+        found = []
+        for row in self.shelf.rows():
+            if row["tag"] and not row["problem"]:
+                about = " ".join(str(part) for part in (row["kind"], row["rank"]) if part)
+                found.append({"kind": "network", "name": row["name"], "insert": row["tag"], "about": about})
+                triggers = (word.strip() for word in (row["trigger_phrase"] or "").split(","))
+                found += [{"kind": "trigger", "name": word, "insert": word, "about": f"calls {row['name']}"} for word in triggers if word]
+        return found
+
+    def _history(self) -> Any:
+        from ..studio.recall import PictureFolder
+
+        return PictureFolder(self.outputs / "pictures")
+
+    def _checkpoint_name(self) -> str | None:
+        return None if self._model is None else str(self._model.name)
 
     # ---------------------------------------------------------------- train
 

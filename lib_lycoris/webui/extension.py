@@ -51,6 +51,6 @@ class Extension:
         return host.serves_api()
 
     @property
-    def api_credentials(self) -> str | None:
-        """The text of --api-auth, "user:password,…", or None where nobody is asked."""
+    def api_credentials(self) -> dict[str, str] | None:
+        """Who may use the routes, {user: password}; None where nobody is asked."""
         return host.api_credentials()
