@@ -23,7 +23,7 @@ def _start():
     from lib_lycoris.webui.training import Training
 
     extension, drawing = Extension(), _Drawing()
-    training = Training(extension.applier)
+    training = Training(extension.applier, _draw_sample)
     adapters = Adapters()
     pages = Pages(extension.applier, adapters, lambda kind, **arguments: drawing.setting(kind, **arguments), drawing)
     script_callbacks.on_before_ui(extension.before_ui)
@@ -48,16 +48,26 @@ def _adapter_page(adapters):
 def _draw_tab(training, pages):
     """(blocks, name, element) of our tab. It is kept up to date by javascript/lycoris_train.js, as the host may run without gradio's queue."""
     from lib_lycoris.tools.actions import ACTIONS
+    from lib_lycoris.training.desk import desk_functions
+    from lib_lycoris.training.kinds import unknown_settings
     from lib_lycoris.ui.library import LibraryPage
     from lib_lycoris.ui.tab import ELEMENT, NAME, make_tab
     from lib_lycoris.ui.train import TrainPage
 
     page = TrainPage(start=training.start, stop=training.stop, state=training.state, check=training.check, pause=training.pause, resume=training.resume,
-                     defaults=training.defaults(), polls=False)
+                     preview=training.preview, defaults=training.defaults(), unknown=unknown_settings(), polls=False, **desk_functions(training.desk))
     library = pages.library
     shelves = LibraryPage(actions=ACTIONS, shelves=library.shelves, rows=library.rows, describe=library.describe, picture=library.picture, run=library.run,
                           jobs=library.jobs.states, stop=library.jobs.stop, trash=library.trash, polls=False)
     return make_tab(page, library=shelves), NAME, ELEMENT
+
+
+def _draw_sample(folder):
+    """Draws pictures of a shape that the embedded checkpoint has never seen; this part of the studio needs no package that the WebUI lacks."""
+    from lib_lycoris.studio.world.dataset import draw_dataset
+    from lib_lycoris.studio.world.scenes import CONCEPT_SHAPE
+
+    draw_dataset(folder, shape=CONCEPT_SHAPE)
 
 
 def _add_routes(app, extension, pages, training, adapters):
@@ -68,13 +78,15 @@ def _add_routes(app, extension, pages, training, adapters):
     from lib_lycoris.tools.actions import ACTIONS
 
     credentials, shelf, library = extension.api_credentials, pages.shelf, pages.library
+    words = extension.applier.embeddings
     callables = Callables(
         networks=shelf.rows, network=shelf.look_into, remark=shelf.remark, delete=shelf.delete, train=training.start, state=training.state,
-        stop=training.stop, pause=training.pause, resume=training.resume, preprocess=training.preprocess,
-        adapters=adapters.rows, control_map=adapters.preprocess, preprocessors=adapters.preprocessors,
+        stop=training.stop, pause=training.pause, resume=training.resume, preview=training.preview, check=training.check, desk=training.desk,
+        preprocess=training.preprocess, adapters=adapters.rows, control_map=adapters.preprocess, preprocessors=adapters.preprocessors,
+        embeddings=words.shelf.rows, embedding=words.shelf.look_into, remark_embedding=words.shelf.remark, delete_embedding=words.delete,
         library=LibraryCalls(ACTIONS, library.run, library.jobs.states, library.jobs.stop, library.trash),
     )
-    add_routes(app, callables, authorise=passwords(credentials) if credentials else None)
+    add_routes(app, callables, authorise=passwords(credentials) if credentials is not None else None)
 
 
 _reason = unsupported_host()

@@ -188,6 +188,21 @@ def network_folders() -> list[Path]:
     return [Path(folder) for folder in dict.fromkeys((str(lyco or models / "LyCORIS"), str(lora or models / "Lora")))]
 
 
+def own_folder() -> Path:
+    """Our own folder in the host's data folder: uploaded datasets, presets, what is known of the newest training. Not made."""
+    return Path(shared.data_path) / "lycoris"
+
+
+def open_to_others() -> bool:
+    """Whether others may reach the WebUI who may not install extensions either: --listen, --share, … without --enable-insecure-extension-access."""
+    return bool(getattr(shared.cmd_opts, "disable_extension_access", False))
+
+
+def dataset_folders() -> list[str]:
+    """The folders of --lycoris-datasets."""
+    return list(getattr(shared.cmd_opts, "lycoris_datasets", None) or ())
+
+
 def adapter_folder() -> Path:
     """The folder for T2I-Adapters."""
     return Path(shared.models_path, "T2I-Adapter")
@@ -229,9 +244,21 @@ def serves_api() -> bool:
     return bool(getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False))
 
 
-def api_credentials() -> str | None:
-    """The text of --api-auth, "user:password,…", or None where nobody is asked."""
-    return getattr(shared.cmd_opts, "api_auth", None) or None
+def api_credentials() -> dict[str, str] | None:
+    """Who may use the routes, {user: password}: those of --api-auth, else those of --gradio-auth and --gradio-auth-path, so that a WebUI with a password is
+    never open at our routes; None where nobody is asked.
+
+    Raises:
+        OSError: the file of --gradio-auth-path can't be read.
+    """
+    texts = [getattr(shared.cmd_opts, "api_auth", None) or ""]
+    if not texts[0]:
+        texts = [getattr(shared.cmd_opts, "gradio_auth", None) or ""]
+        path = getattr(shared.cmd_opts, "gradio_auth_path", None)
+        if path:
+            texts += Path(path).read_text(encoding="utf-8").splitlines()
+    pairs = (pair.strip().split(":", 1) for text in texts for pair in text.split(",") if ":" in pair)
+    return dict(pairs) if any(text.strip() for text in texts) else None  # a flag that names nobody lets nobody in
 
 
 def short_hash(path: Path) -> str | None:
