@@ -12,6 +12,7 @@ from lib_lycoris.training.config import DataSettings, TrainConfig
 from lib_lycoris.training.control_maps import ControlMaps, find_values
 from lib_lycoris.training.controls import find_control, with_controls
 from lib_lycoris.training.dataset import read_dataset
+from lib_lycoris.training.fence import Fence
 from lib_lycoris.training.latents import Variant, variants_of
 from lib_lycoris.training.materials import read_pictures
 from lib_lycoris.training.pictures import open_image, to_pixels, to_rgb
@@ -201,3 +202,18 @@ def test_a_picture_with_the_suffix_but_no_partner_is_a_picture(tmp_path):
     dataset = read_dataset(DataSettings(folders=(str(tmp_path),), resolution=64))
     assert [picture.path.name for picture in dataset.pictures] == ["night.cond.png"]
     assert find_control(tmp_path / "night.cond.png") is None
+
+
+def test_over_the_network_they_may_lie_where_pictures_may_and_nowhere_else(tmp_path):
+    fence = Fence(lambda: [tmp_path / "out"], lambda: [tmp_path / "allowed"], "ask the owner")
+    (tmp_path / "secret").mkdir()
+
+    def config(control_folder):
+        return TrainConfig.from_dict({"data": {"folders": [str(tmp_path / "allowed/cats")], "control_folder": control_folder}, "network": {"kind": "adapter"},
+                                      "output": {"folder": str(tmp_path / "out")}})
+
+    for allowed in ("maps", "../maps", str(tmp_path / "allowed/maps")):
+        fence.check(config(allowed))
+    for forbidden in ("../../secret", str(tmp_path / "secret")):
+        with pytest.raises(ConfigError, match=r"data\.control_folder"):
+            fence.check(config(forbidden))
