@@ -80,7 +80,8 @@ def test_a_routes_answer_is_a_png_of_the_asked_size():
 
 
 def test_a_pages_values_and_an_apis_give_the_same_unit(tmp_path):
-    plain = dict.fromkeys(FIELDS) | {"enabled": True, "adapter": "a", "picture": PIXELS, "preprocessor": "canny", "processor_resolution": 0, "threshold_a": 50.0,
+    plain = dict.fromkeys(FIELDS) | {"enabled": True, "adapter": "a", "picture": PIXELS, "preprocessor": "canny", "processor_resolution": 0,
+                                     "threshold_a": 50.0,
                                      "threshold_b": -1, "weight": 0.5, "start": 0.0, "end": 0.5, "resize_mode": "just resize",
                                      "hires": "low", "save_map": False, "strict": True, "pictures": [SimpleNamespace(name=str(tmp_path / "b.png"))]}
     off = dict(plain, adapter="None", pictures=None, picture=None)
