@@ -268,6 +268,50 @@ def test_the_routes_list_adapters_and_make_maps(real_webui):
             assert error.code == 400
 
 
+def test_a_model_whose_blocks_do_not_run_is_told(stand_in_webui):
+    import sys
+
+    unet = sys.modules["modules.sd_models"].model_data.sd_model.model.diffusion_model
+    unet.forward = lambda x, *rest, **named: 0.5 * x
+    try:
+        assert "did not act" in controlled(stand_in_webui, next(fresh), a_unit()).problems
+        with pytest.raises(RuntimeError, match="did not act"):
+            controlled(stand_in_webui, next(fresh), a_unit(strict=True))
+        clean(controlled(stand_in_webui, next(fresh), a_unit(start=1.0)))
+    finally:
+        del unet.forward
+    clean(controlled(stand_in_webui, next(fresh), a_unit()))
+
+
+def test_a_style_adapter_needs_clips_encoder_and_acts_with_it(stand_in_webui, monkeypatch):
+    import torch
+    from safetensors.torch import save_file
+
+    from lib_lycoris.library.adapters import write_adapter
+    from lib_lycoris.networks.adapters.style import StyleAdapter
+    from lib_lycoris.networks.clip_vision import ClipVision
+    from lib_lycoris.webui import clip_vision
+
+    monkeypatch.setattr(clip_vision, "WIDTH", 128)
+    models, prompt = stand_in_webui.networks.parent, next(fresh)
+    torch.manual_seed(8)
+    write_adapter(models / "T2I-Adapter" / "some style.safetensors", StyleAdapter(width=128, context=16, layers=1, tokens=4))
+    base, unit = stand_in_webui.picture(prompt, negative_prompt="bad"), a_unit("some style")
+    told = controlled(stand_in_webui, prompt, unit, negative_prompt="bad")
+    assert "needs CLIP's picture encoder" in told.problems and told.pictures == base.pictures
+    encoder = ClipVision(128, 1, 14, 28, 64)
+    values = {name: 0.1 * torch.randn(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    (models / "CLIP-vision").mkdir()
+    save_file({f"vision_model.{name}": tensor for name, tensor in values.items()}, str(models / "CLIP-vision" / "model.safetensors"))
+    for more in ({}, {"sampler_name": "Heun"}, {"batch_size": 2}):
+        settings = {"negative_prompt": "bad", **more}
+        styled = clean(controlled(stand_in_webui, prompt, unit, **settings))
+        assert distance(styled, stand_in_webui.picture(prompt, **settings)) > 0
+        beside = clean(controlled(stand_in_webui, prompt, unit, a_unit(), **settings))
+        assert beside.pictures != styled.pictures
+    assert stand_in_webui.picture(prompt, negative_prompt="bad").pictures == base.pictures
+
+
 def test_words_of_a_style_adapter_go_behind_prompts_of_any_length(stand_in_webui):
     """Each row of the positive side gets its picture's words, the negative one its own last vectors; the host's conds stay as they were."""
     from types import SimpleNamespace
