@@ -67,7 +67,16 @@ def read_paths(config: TrainConfig) -> list[tuple[str, str]]:
         ("network.start_from", config.network.start_from), ("embedding.start_from", config.embedding.start_from),
         ("data.templates", None if config.data.templates in LISTS else config.data.templates),
     )
-    return [*(("data.folders", folder) for folder in config.data.folders), *((key, path) for key, path in single if path is not None)]
+    return [*(("data.folders", folder) for folder in config.data.folders), *((key, path) for key, path in single if path is not None), *_controls(config)]
+
+
+def _controls(config: TrainConfig) -> list[tuple[str, str]]:
+    """Where control pictures are looked for: within each folder of pictures, and by the path itself, where there is such a folder."""
+    named = config.data.control_folder
+    if named is None:
+        return []
+    itself = [named] if Path(named).expanduser().is_absolute() or Path(named).is_dir() else []
+    return [("data.control_folder", path) for path in (*(str(Path(folder) / named) for folder in config.data.folders), *itself)]
 
 
 def inside(path: Path, folders: Sequence[Path]) -> bool:
