@@ -16,6 +16,7 @@ from lib_lycoris.training.conditioning import CachedCaptions
 from lib_lycoris.training.config import DataSettings, TrainConfig
 from lib_lycoris.training.dataset import read_dataset, read_prior
 from lib_lycoris.training.draws import make_generator
+from lib_lycoris.training.fence import read_paths
 from lib_lycoris.training.loop import train
 from lib_lycoris.training.material import PlainMaterial
 from lib_lycoris.training.new_word import NewWord, make_word
@@ -161,6 +162,22 @@ def test_a_word_or_text_that_cannot_be_used_is_told_in_one_line(changes, words):
     with pytest.raises(ConfigError) as caught:
         make_word(config_of(network__kind="embedding", **changes), FakeBackbone())
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_refiner_whose_words_nobody_could_use_is_told():
+    backbone = FakeBackbone()
+    backbone.base_model = "sdxl_base_v1-0"
+    with pytest.raises(ConfigError, match="train it on the base model"):
+        make_word(config_of(**ALONE), backbone)
+
+
+def test_a_word_whose_rate_has_come_to_zero_stays_where_it_is():
+    with rig(config_of(**ALONE, embedding__rates="0.5:2, 0", embedding__norm="median"), material=captioned()) as trainer:
+        seen = []
+        for step in range(4):
+            trainer.step(step)
+            seen.append(trainer.word.exported()["clip_l"])
+        assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and torch.equal(seen[2], seen[3])
 
 
 def test_a_model_that_takes_no_words_is_told():
@@ -414,3 +431,9 @@ def test_a_state_from_before_there_were_words_is_gone_on_with(tmp_path):
     states.write(replace(state, config={**held, "data": {key: value for key, value in held["data"].items() if key != "trigger"}}))
     result = train(config.set("training.steps", 5), FakeBackbone(), resume=True)
     assert result.steps == 5 and result.problems == ("resumed with another training.steps",)
+
+
+def test_files_that_a_word_is_made_of_are_read_where_the_fence_allows_it():
+    config = config_of(network__kind="embedding", embedding__start_from="/elsewhere/own.pt", data__templates="/elsewhere/mine.txt")
+    assert {("embedding.start_from", "/elsewhere/own.pt"), ("data.templates", "/elsewhere/mine.txt")} <= set(read_paths(config))
+    assert not [key for key, _ in read_paths(config_of(network__kind="embedding", data__templates="style_filewords")) if key == "data.templates"]
