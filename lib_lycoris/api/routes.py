@@ -72,6 +72,7 @@ class Callables:
         preview: asks the running training for preview pictures now, gives the state.
         check: takes a training config, gives in words what would happen.
         desk: what is around a training, as `training.desk.Desk`: pictures, captions, uploads, presets, settings in other forms.
+        embeddings, embedding, remark_embedding, delete_embedding: the same four for textual inversions.
         preprocess: takes a folder and an interrogator's name, writes captions for the pictures without one, gives which.
         library: what can be done with the files on disk.
         pictures: takes how many, gives the newest pictures that were made.
@@ -120,6 +121,10 @@ class Callables:
         if work is None:
             raise BodyError("this host makes only " + ("captions: name a folder" if self.preprocess else "control maps: give a picture"))
         return work(values)
+    embeddings: Callable[[], Sequence[Mapping[str, Any]]] | None = None
+    embedding: Callable[[str], Mapping[str, Any]] | None = None
+    remark_embedding: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
+    delete_embedding: Callable[[str], Mapping[str, Any]] | None = None
 
 
 def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str], bool] | None = None, picture: Sequence[Setting] = ()) -> None:
@@ -151,6 +156,11 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
     add("GET", f"/networks/{NAME}", "One network: what its file says, and the user's remarks", callables.network)
     add("PATCH", f"/networks/{NAME}", "Change the user's remarks on a network", callables.remark, _REMARKS)
     add("DELETE", f"/networks/{NAME}", "Move a network's file to the trash, and what belongs to it alone: remarks, previews", callables.delete)
+    embeddings = callables.embeddings
+    add("GET", "/embeddings", "The embeddings on disk", None if embeddings is None else lambda: {"embeddings": list(embeddings())})
+    add("GET", f"/embeddings/{NAME}", "One embedding: what its file says, its vectors' lengths, and the user's remarks", callables.embedding)
+    add("PATCH", f"/embeddings/{NAME}", "Change the user's remarks on an embedding", callables.remark_embedding, _REMARKS)
+    add("DELETE", f"/embeddings/{NAME}", "Move an embedding's file to the trash, and what belongs to it alone: remarks, previews", callables.delete_embedding)
     add("POST", "/train", "Start a training; the body is a training config", callables.train, json_schema())
     add("GET", "/train", "The training that runs or ran last", callables.state)
     add("POST", "/train/stop", "Save and end the running training", callables.stop)
@@ -314,7 +324,7 @@ _ERROR = {
 }
 _NAME_DESCRIBED = {
     "name": "name", "in": "path", "required": True, "schema": {"type": "string"},
-    "description": "The network's name as in the list, with its folder where two have one name. To look at it, its alias or hash will do too.",
+    "description": "The name as in the list, with its folder where two have one name. To look at a network, its alias or hash will do too.",
 }
 _JOB = {
     "type": "object", "additionalProperties": False,

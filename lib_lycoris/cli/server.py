@@ -112,7 +112,9 @@ def make_app(bench: Workbench) -> Any:
     callables = Callables(networks=bench.shelf.rows, network=bench.shelf.look_into, remark=bench.shelf.remark, delete=bench.shelf.delete,
                           train=bench.train, state=bench.state, stop=bench.stop, pause=bench.pause, resume=bench.resume, preview=bench.preview,
                           check=bench.check, desk=bench.desk, generate=lambda values: _generate(bench, values), library=library_calls(bench.library),
-                          pictures=bench.pictures, recall=bench.recall, read_picture=bench.read_picture, words=bench.words)
+                          pictures=bench.pictures, recall=bench.recall, read_picture=bench.read_picture, words=bench.words,
+                          embeddings=bench.embeddings.rows, embedding=bench.embeddings.look_into, remark_embedding=bench.embeddings.remark,
+                          delete_embedding=bench.embeddings.delete)
     add_routes(app, callables, picture=record)
     page = make_page(bench, record)
     allowed = [str((bench.outputs / "pictures").resolve())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import add_checkpoint, add_networks, network_folders, whole_number
+from .arguments import add_checkpoint, add_embeddings, add_networks, embedding_folders, network_folders, whole_number
 
 NAME = "studio"
 SUMMARY = "open the studio's page for the browser"
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add_checkpoint(parser)
     add_networks(parser)
+    add_embeddings(parser)
     parser.add_argument("--port", metavar="N", type=whole_number(1, 65535), help="the port to listen on (left out: 7865, or the next one that is free)")
 
 
@@ -30,4 +31,4 @@ def run(arguments: argparse.Namespace) -> None:
     from .server import serve
     from .workbench import Workbench
 
-    serve(Workbench(arguments.checkpoint, network_folders(arguments.networks)), arguments.port)
+    serve(Workbench(arguments.checkpoint, network_folders(arguments.networks), embeddings=embedding_folders(arguments.embeddings)), arguments.port)

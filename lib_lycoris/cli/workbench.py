@@ -37,11 +37,14 @@ class Workbench:
         checkpoint: a file; None: the embedded one.
         folders: where networks are looked for.
         outputs: where pictures go, and datasets and presets, each to a folder of their own.
+        embeddings: where embeddings are looked for; None: where networks are.
     """
 
-    def __init__(self, checkpoint: str | None = None, folders: list[str] | None = None, outputs: Path = OUTPUTS) -> None:
+    def __init__(self, checkpoint: str | None = None, folders: list[str] | None = None, outputs: Path = OUTPUTS,
+                 embeddings: list[str] | None = None) -> None:
         self.checkpoint, self.outputs = checkpoint, outputs
         self._folders = [Path(folder) for folder in folders or [str(outputs)]]
+        self._embedding_folders = [Path(folder) for folder in embeddings] if embeddings else list(self._folders)
         self._home = (outputs / "lyco").resolve()
         self._lock = threading.Lock()
         self._loaded = threading.Event()
@@ -51,6 +54,7 @@ class Workbench:
         self._stop_generating = threading.Event()
         self._catalogue = self._make_catalogue()
         self._shelf = self._make_shelf()
+        self._embeddings = self._make_embeddings()
         self.library = self._make_library()
         self.job = TrainJob(self._train, self._lock, self._home / "training.json")
         self._paces = Paces(self._home / "paces.json")
@@ -104,6 +108,16 @@ class Workbench:
         """The networks on disk, without the states that trainings keep beside theirs."""
         return self._shelf
 
+    @property
+    def embeddings(self) -> Any:
+        """The embeddings on disk."""
+        return self._embeddings
+
+    def _make_embeddings(self) -> Any:
+        from ..library.embedding_shelf import EmbeddingShelf
+
+        return EmbeddingShelf(lambda: self._embedding_folders)
+
     def network_names(self) -> list[str]:
         """Names of the networks on disk now, as they stand in a tag."""
         return [network["name"] for network in self.shelf.rows()]
@@ -133,11 +147,13 @@ class Workbench:
         return Generation(self._catalogue, NetworkCache(_CACHE_BYTES), Session(self._model.unet, [self._model.text_encoder]))
 
     def _look_into(self, folder: Path) -> None:
-        """Looks for networks in that folder too."""
+        """Looks for networks and embeddings in that folder too."""
         if not any(folder.resolve().is_relative_to(known.resolve()) for known in self._folders):
             self._folders.append(folder)
             self._catalogue = self._make_catalogue()
             self._networks.catalogue = self._catalogue
+        if not any(folder.resolve().is_relative_to(known.resolve()) for known in self._embedding_folders):
+            self._embedding_folders.append(folder)
 
     # ---------------------------------------------------------------- generate
 
@@ -164,7 +180,7 @@ class Workbench:
             from ..studio.generate import generate
 
             pictures = generate(model, settings, self._networks, lambda step, count, _: tell((step + 1) / count, f"Step {step + 1} of {count}"),
-                                self._stop_generating.is_set)
+                                self._stop_generating.is_set, self._embeddings.vectors())
         finally:
             self._lock.release()
         return {"pictures": self._write(pictures), "problems": list(pictures[0].problems), "interrupted": pictures[0].interrupted}
@@ -253,7 +269,8 @@ class Workbench:
                 found.append({"kind": "network", "name": row["name"], "insert": row["tag"], "about": about})
                 triggers = (word.strip() for word in (row["trigger_phrase"] or "").split(","))
                 found += [{"kind": "trigger", "name": word, "insert": word, "about": f"calls {row['name']}"} for word in triggers if word]
-        return found
+        return [*found, *({"kind": "embedding", "name": row["name"], "insert": row["name"], "about": f"{row['vectors']} vectors"}
+                          for row in self.embeddings.rows() if not row["problem"])]
 
     def _history(self) -> Any:
         from ..studio.recall import PictureFolder

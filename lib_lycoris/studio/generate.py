@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import random
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from .picture import Picture, decode_latent, make_infotext
 from .sampler import SAMPLERS, Interrupted, find_sampler, sample
 from .schedule import NoiseLevels, alphas_cumprod
 from .steering import Networks, NoNetworks, Steering, Texts
+from .words import Vectors
 
 PROGRAM = "Lyco Studio"
 LARGEST_SEED = 2 ** 63 - 1 - 64
@@ -33,7 +34,8 @@ class GenerateSettings(Section):
 
     section: typing.ClassVar[str] = "generate"
 
-    prompt: str = setting("", "What to draw. <lyco:NAME:STRENGTH> applies a network; (more), [less], (word:1.3), BREAK and AND as in the WebUI.")
+    prompt: str = setting("", "What to draw. <lyco:NAME:STRENGTH> applies a network, an embedding's name uses it; "
+                                "(more), [less], (word:1.3), BREAK and AND as in the WebUI.")
     negative: str = setting("", "What to keep out. A <lyco:…> tag here acts on this prompt alone.")
     seed: int = setting(-1, "Picture i of a batch has seed + i; -1 draws one.", minimum=-1, maximum=LARGEST_SEED)
     steps: int = setting(20, "Sampler steps.", minimum=1, maximum=1000)
@@ -54,7 +56,7 @@ class GenerateSettings(Section):
 
 
 def generate(model: StudioModel, settings: GenerateSettings, networks: Networks | None = None, on_step: OnStep | None = None,
-             should_stop: Callable[[], bool] | None = None) -> list[Picture]:
+             should_stop: Callable[[], bool] | None = None, embeddings: Mapping[str, Vectors] | None = None) -> list[Picture]:
     """The pictures, at least one, also after an interruption: then they are as far as they had come.
 
     Args:
@@ -62,6 +64,7 @@ def generate(model: StudioModel, settings: GenerateSettings, networks: Networks 
             problems say so.
         on_step: called after each step.
         should_stop: asked after each step.
+        embeddings: {word: {text encoder: [n,D]}} that the prompts may name, looked into when they do; they go before those that are packed with networks.
 
     Raises:
         ConfigError: clip_skip is larger than the text encoder is deep.
@@ -77,7 +80,9 @@ def generate(model: StudioModel, settings: GenerateSettings, networks: Networks 
         else:
             problems += [f"network {request.name!r} was not applied: there is no network folder here" for request in (*wanted, *unwanted)]
         seeds = [first + place for place in range(settings.batch)]
-        return draw_pictures(model, settings, Texts(prompt, negative), seeds, problems, on_step, should_stop, networks)
+        packed = {word: each.vectors for word, each in networks.embeddings.items()} if networks is not None else {}
+        with model.words.given(packed, problems.append), model.words.given(embeddings if embeddings is not None else {}, problems.append):
+            return draw_pictures(model, settings, Texts(prompt, negative), seeds, problems, on_step, should_stop, networks)
     finally:
         if networks is not None:
             networks.restore()

@@ -54,7 +54,7 @@ class Pages:
         self._adapters.look_into_folders()
         self._look_into_folders()
         self._limit_cache()
-        ui_extra_networks.register_page(NetworksPage(self.shelf, make_editor(self._draw)))
+        ui_extra_networks.register_page(NetworksPage(self.shelf, make_editor(self._draw), self._applier.embeddings.ensure))
         add_axes(self.shelf, settings.block_presets, lambda: settings.value(settings.STRENGTH), lambda axis: make_axes(axis, self._adapters))
 
     def _look_into_folders(self) -> None:

@@ -28,7 +28,7 @@ SECONDS_TO_START = 900
 WHOLE_PRECISION = ("--no-half", "--no-half-vae", "--precision", "full")
 FLAGS = ("--skip-prepare-environment", "--use-cpu", "all", "--skip-torch-cuda-test",
          "--skip-version-check", "--skip-python-version-check", "--no-download-sd-model", "--do-not-download-clip", "--api",
-         "--server-name", "127.0.0.1")
+         "--server-name", "127.0.0.1", "--enable-insecure-extension-access")
 OPTIONS = {"live_previews_enable": False, "save_images_add_number": False, "samples_save": False, "grid_save": False, "enable_pnginfo": True,
            "lora_add_hashes_to_infotext": True, "CLIP_stop_at_last_layers": 1}
 
@@ -44,8 +44,9 @@ class RealWebUI:
         self._lines: list[str] = []
         self.base, self.same_config, self.own_config = _install_checkpoints(data)
         self.shapes: Shapes = read_shapes(data / "models" / "Stable-diffusion" / self.base)
-        for name in ("LyCORIS", "Lora"):
+        for name in ("LyCORIS", "Lora", "embeddings"):
             (data / "models" / name).mkdir(parents=True)
+        self.host_embeddings.mkdir()
         extensions = data / "extensions"
         extensions.mkdir()
         (extensions / "lyco-studio").symlink_to(ROOT, target_is_directory=True)
@@ -64,6 +65,16 @@ class RealWebUI:
     def networks(self) -> Path:
         """The folder for network files."""
         return self.data / "models" / "LyCORIS"
+
+    @property
+    def embeddings(self) -> Path:
+        """Our folder for embeddings."""
+        return self.data / "models" / "embeddings"
+
+    @property
+    def host_embeddings(self) -> Path:
+        """The host's own folder for embeddings."""
+        return self.data / "embeddings"
 
     def output(self) -> str:
         """Everything that the WebUI has printed."""
