@@ -67,7 +67,7 @@ def test_from_the_list_to_a_picture_and_its_pasted_infotext(real_webui, page, tm
     assert "left out" not in page.locator("#html_log_txt2img").first.inner_text()
     page.locator("#txt2img_prompt textarea").fill(
         'other\nSteps: 4, Sampler: Euler, Lyco adapter 1: "adapter=more/second; preprocessor=palette; palette=#ff0000, #00ff00; weight=0.7"')
-    page.locator("#paste").click()
+    page.locator("#txt2img_tools #paste").click()
     wait_for_value(page, "adapter", "more/second")
     wait_for_value(page, "preprocessor", "palette")
     assert part(page, "palette").locator("textarea, input").first.input_value() == "#ff0000, #00ff00"
