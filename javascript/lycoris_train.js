@@ -1,15 +1,68 @@
-// The tab "Lyco" shows how work stands: while it is open, the Refresh button of what is seen is pressed every now and then.
+// The tab "Lyco" is kept up to date by pressing its own buttons: the host may run without gradio's queue. While a training has the model, a line in the
+// other tabs says that pictures wait for it.
 
 (function() {
-    const milliseconds = 2000;
+    const often = 2000;
+    const seldom = 10000;
+    let last = 0;
+    let restored = false;
+
+    function find(id) {
+        return gradioApp().querySelector("#" + id);
+    }
+
+    // What is said of the training now, where pictures have to wait for it; else nothing.
+    function waiting() {
+        const stop = find("lycoris_stop");
+        const resume = find("lycoris_pause");
+        const busy = stop && !stop.disabled && resume && resume.textContent.trim() !== "Resume";
+        const words = find("lycoris_progress");
+        return busy && words ? words.innerText.trim().split("\n")[0] : "";
+    }
+
+    // A line beneath the button Generate of each tab, put there once and filled as text.
+    function tell(words) {
+        for (const tab of ["txt2img", "img2img"]) {
+            const box = find(tab + "_generate_box");
+            let line = find(tab + "_lycoris_waits");
+            if (!line && words && box) {
+                line = document.createElement("p");
+                line.id = tab + "_lycoris_waits";
+                line.className = "lyco-waits";
+                line.setAttribute("role", "status");
+                box.after(line);
+            }
+            if (line && line.textContent !== words) {
+                line.textContent = words;
+                line.hidden = !words;
+            }
+        }
+    }
+
+    function press() {
+        const button = find("lycoris_refresh");
+        if (!button || document.hidden) {
+            return;
+        }
+        if (!restored) { // not at once: the host's page listens to its buttons a moment after it has drawn them
+            restored = true;
+            find("lycoris_restore").click();
+        }
+        const shown = button.offsetParent !== null;
+        if (shown || Date.now() - last >= seldom) {
+            last = Date.now();
+            button.click();
+        }
+        for (const poll of gradioApp().querySelectorAll("button.lycoris-poll")) {
+            if (poll.offsetParent !== null) {
+                poll.click();
+            }
+        }
+        const words = waiting();
+        tell(words ? `Pictures wait: ${words}. Pause it in the tab Lyco to go first.` : "");
+    }
 
     onUiLoaded(function() {
-        setInterval(function() {
-            for (const button of gradioApp().querySelectorAll("#lycoris_refresh, button.lycoris-poll")) {
-                if (button.offsetParent !== null && !document.hidden) {
-                    button.click();
-                }
-            }
-        }, milliseconds);
+        setInterval(press, often);
     });
 })();

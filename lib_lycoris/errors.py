@@ -29,6 +29,10 @@ class UnknownNetworkError(LycoError, LookupError):
     """A name that no network file has."""
 
 
+class UnknownPresetError(LycoError, LookupError):
+    """A name that no preset has."""
+
+
 class TrainingError(LycoError, RuntimeError):
     """A training run that can't go on; what was saved before stays."""
 

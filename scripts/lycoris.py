@@ -15,14 +15,17 @@ class _Drawing:
 
 
 def _start():
-    """Registers the callbacks."""
+    """Registers the callbacks; gives the script that draws the adapters' accordion."""
+    from lib_lycoris.webui.adapter_script import make_script
+    from lib_lycoris.webui.adapters import Adapters
     from lib_lycoris.webui.extension import Extension
     from lib_lycoris.webui.pages import Pages
     from lib_lycoris.webui.training import Training
 
     extension, drawing = Extension(), _Drawing()
-    training = Training(extension.applier)
-    pages = Pages(extension.applier, lambda kind, **arguments: drawing.setting(kind, **arguments), drawing)
+    training = Training(extension.applier, _draw_sample)
+    adapters = Adapters()
+    pages = Pages(extension.applier, adapters, lambda kind, **arguments: drawing.setting(kind, **arguments), drawing)
     script_callbacks.on_before_ui(extension.before_ui)
     script_callbacks.on_before_ui(pages.before_ui)
     script_callbacks.on_ui_tabs(lambda: [_draw_tab(training, pages)])
@@ -31,25 +34,43 @@ def _start():
     script_callbacks.on_cfg_denoiser(extension.before_step)
     script_callbacks.on_script_unloaded(training.end)
     script_callbacks.on_script_unloaded(extension.unload)
-    script_callbacks.on_app_started(lambda demo, app: _add_routes(app, extension, pages, training))
+    script_callbacks.on_app_started(lambda demo, app: _add_routes(app, extension, pages, training, adapters))
+    return make_script(adapters, lambda tab, size: _adapter_page(adapters).draw(tab, size), lambda unit: _adapter_page(adapters).show(unit))
+
+
+def _adapter_page(adapters):
+    """The accordion's page over plain functions."""
+    from lib_lycoris.ui.adapters import AdapterPage
+
+    return AdapterPage(names=adapters.names, describe=adapters.describe, preprocessors=adapters.preprocessors, preview=adapters.preview)
 
 
 def _draw_tab(training, pages):
     """(blocks, name, element) of our tab. It is kept up to date by javascript/lycoris_train.js, as the host may run without gradio's queue."""
     from lib_lycoris.tools.actions import ACTIONS
+    from lib_lycoris.training.desk import desk_functions
+    from lib_lycoris.training.kinds import unknown_settings
     from lib_lycoris.ui.library import LibraryPage
     from lib_lycoris.ui.tab import ELEMENT, NAME, make_tab
     from lib_lycoris.ui.train import TrainPage
 
     page = TrainPage(start=training.start, stop=training.stop, state=training.state, check=training.check, pause=training.pause, resume=training.resume,
-                     defaults=training.defaults(), polls=False)
+                     preview=training.preview, defaults=training.defaults(), unknown=unknown_settings(), polls=False, **desk_functions(training.desk))
     library = pages.library
     shelves = LibraryPage(actions=ACTIONS, shelves=library.shelves, rows=library.rows, describe=library.describe, picture=library.picture, run=library.run,
                           jobs=library.jobs.states, stop=library.jobs.stop, trash=library.trash, polls=False)
     return make_tab(page, library=shelves), NAME, ELEMENT
 
 
-def _add_routes(app, extension, pages, training):
+def _draw_sample(folder):
+    """Draws pictures of a shape that the embedded checkpoint has never seen; this part of the studio needs no package that the WebUI lacks."""
+    from lib_lycoris.studio.world.dataset import draw_dataset
+    from lib_lycoris.studio.world.scenes import CONCEPT_SHAPE
+
+    draw_dataset(folder, shape=CONCEPT_SHAPE)
+
+
+def _add_routes(app, extension, pages, training, adapters):
     """Adds `/lycoris/v1/…` where the host's own API is on, behind the same credentials."""
     if not extension.serves_api:
         return
@@ -59,7 +80,8 @@ def _add_routes(app, extension, pages, training):
     credentials, shelf, library = extension.api_credentials, pages.shelf, pages.library
     callables = Callables(
         networks=shelf.rows, network=shelf.look_into, remark=shelf.remark, delete=shelf.delete, train=training.start, state=training.state,
-        stop=training.stop, pause=training.pause, resume=training.resume, preprocess=training.preprocess,
+        stop=training.stop, pause=training.pause, resume=training.resume, preview=training.preview, check=training.check, desk=training.desk,
+        preprocess=training.preprocess, adapters=adapters.rows, control_map=adapters.preprocess, preprocessors=adapters.preprocessors,
         library=LibraryCalls(ACTIONS, library.run, library.jobs.states, library.jobs.stop, library.trash),
     )
     add_routes(app, callables, authorise=passwords(credentials) if credentials else None)
@@ -71,4 +93,4 @@ if _reason:
 else:
     from lib_lycoris.webui.script import LycoScript  # noqa: F401 (the host takes the scripts that it finds among this module's names)
 
-    _start()
+    LycoAdapters = _start()

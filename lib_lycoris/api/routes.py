@@ -15,9 +15,11 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from starlette.concurrency import run_in_threadpool
 
-from ..errors import BusyError, LycoError, UnknownNetworkError
-from ..setting import Action
-from ..training.config import Setting, json_schema
+from ..errors import BusyError, LycoError, UnknownNetworkError, UnknownPresetError
+from ..prompt.unit import Unit
+from ..setting import Action, Setting, section_settings
+from ..training.config import json_schema
+from .desk import add_desk
 
 PREFIX = "/lycoris/v1"
 LARGEST_BODY = 1_000_000
@@ -67,8 +69,14 @@ class Callables:
         resume: goes on with the training that is paused (or was stopped, or failed), or takes a config and goes on from its newest saved state;
             gives the state.
         generate: takes settings of a picture, gives a mapping with pictures.
+        preview: asks the running training for preview pictures now, gives the state.
+        check: takes a training config, gives in words what would happen.
+        desk: what is around a training, as `training.desk.Desk`: pictures, captions, uploads, presets, settings in other forms.
         preprocess: takes a folder and an interrogator's name, writes captions for the pictures without one, gives which.
         library: what can be done with the files on disk.
+        adapters: gives one mapping for each T2I-Adapter on disk.
+        control_map: takes a picture (base64), sizes and a unit's values, gives the control map; the same route as `preprocess`, where no folder is named.
+        preprocessors: gives one mapping for each preprocessor of control maps.
     """
 
     networks: Callable[[], Sequence[Mapping[str, Any]]]
@@ -82,7 +90,28 @@ class Callables:
     pause: Callable[[], Mapping[str, Any]] | None = None
     resume: Callable[[Mapping[str, Any] | None], Mapping[str, Any]] | None = None
     preprocess: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    preview: Callable[[], Mapping[str, Any]] | None = None
+    check: Callable[[Mapping[str, Any]], Sequence[str]] | None = None
+    desk: Any = None
+    adapters: Callable[[], Sequence[Mapping[str, Any]]] | None = None
+    control_map: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    preprocessors: Callable[[], Sequence[Mapping[str, Any]]] | None = None
     library: LibraryCalls | None = None
+
+    def list_adapters(self) -> Mapping[str, Any]:
+        """The adapters, and the preprocessors."""
+        return {"adapters": list(self.adapters() if self.adapters else ()), "preprocessors": list(self.preprocessors() if self.preprocessors else ())}
+
+    def prepare(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A control map of a picture, or captions for a folder.
+
+        Raises:
+            LycoError: neither is there, or what was asked can't be done.
+        """
+        work = self.preprocess if "folder" in values else self.control_map
+        if work is None:
+            raise BodyError("this host makes only " + ("captions: name a folder" if self.preprocess else "control maps: give a picture"))
+        return work(values)
 
 
 def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str], bool] | None = None, picture: Sequence[Setting] = ()) -> None:
@@ -120,7 +149,16 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
     add("POST", "/train/pause", "Save the running training and free the model until it is resumed", callables.pause)
     add("POST", "/train/resume", "Go on with the paused (or stopped, or failed) training; with a config: from that training's newest saved state",
         callables.resume, json_schema(), required=False)
-    add("POST", "/preprocess", "Write captions for a folder's pictures that have none", callables.preprocess, _PREPROCESS)
+    add("POST", "/train/preview", "Make preview pictures after the step that the running training is in", callables.preview)
+    add("POST", "/train/check", "In words, what a training would do; the body is its config",
+        None if callables.check is None else lambda config: {"lines": list(callables.check(config))}, json_schema())
+    if callables.desk is not None:
+        add_desk(add, callables.desk)
+    if callables.adapters is not None:
+        add("GET", "/adapters", "The T2I-Adapters on disk, and the preprocessors of control maps", callables.list_adapters)
+    if callables.preprocess is not None or callables.control_map is not None:
+        add("POST", "/preprocess", "Make a control map of a picture; or, given a folder, write captions for its pictures that have none", callables.prepare,
+            _PREPROCESS, largest=LARGEST_PICTURE)
     add("POST", "/generate", "Generate pictures", callables.generate, _picture_schema(picture))
     if callables.library is not None:
         _add_library(add, callables.library)
@@ -218,11 +256,12 @@ async def _read_body(request: Request, needed: bool, largest: int) -> Mapping[st
     Raises:
         BodyError: too large, no JSON, or no object.
     """
-    text = b""
+    text = bytearray()
     async for piece in request.stream():
         text += piece
         if len(text) > largest:
-            raise BodyError(f"the request's body is larger than {largest} bytes: post the settings alone")
+            advice = "the settings alone" if largest == LARGEST_BODY else "a smaller picture, or fewer files at once"
+            raise BodyError(f"the request's body is larger than {largest} bytes: post {advice}")
     if not needed and not text.strip():
         return None
     try:
@@ -243,7 +282,7 @@ def _error_response(error: LycoError) -> JSONResponse:
     return JSONResponse({"error": str(error)}, status_code=status, headers=headers)
 
 
-_STATUS = ((BusyError, 409), (UnknownNetworkError, 404))
+_STATUS = ((BusyError, 409), (UnknownNetworkError, 404), (UnknownPresetError, 404))
 _ERROR = {
     "description": "What was wrong, where, and what to do",
     "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}}},
@@ -257,9 +296,14 @@ _JOB = {
     "properties": {"job": {"type": "integer", "description": "Its number; left out: all that run and wait"}},
 }
 _PREPROCESS = {
-    "type": "object", "additionalProperties": False, "required": ["folder"],
+    "type": "object",
     "properties": {
-        "folder": {"type": "string", "description": "Folder of pictures, on the machine that this server runs on"},
+        "picture": {"type": "string", "description": "The picture to make a control map of: a PNG or JPEG in base64. palette and skeleton need none"},
+        "width": {"type": "integer", "minimum": 8, "maximum": 4096, "description": "Of the map, in pixels; left out: the picture's"},
+        "height": {"type": "integer", "minimum": 8, "maximum": 4096, "description": "Of the map, in pixels; left out: the picture's"},
+        **{setting.name: setting.json_schema() for setting in section_settings(Unit) if setting.name in (
+            "adapter", "preprocessor", "processor_resolution", "threshold_a", "threshold_b", "palette", "keypoints", "resize_mode")},
+        "folder": {"type": "string", "description": "For captions: a folder of pictures, on the machine that this server runs on"},
         "interrogator": {"type": "string", "enum": ["blip", "deepbooru"], "default": "blip", "description": "What looks at them: sentences, or tags"},
     },
 }

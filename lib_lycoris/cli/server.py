@@ -106,8 +106,8 @@ def make_app(bench: Workbench) -> Any:
     # A page of another site could reach 127.0.0.1 under a name of its own; it can't forge the name it asks for.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[ADDRESS, "localhost"])
     callables = Callables(networks=bench.shelf.rows, network=bench.shelf.look_into, remark=bench.shelf.remark, delete=bench.shelf.delete,
-                          train=bench.train, state=bench.state, stop=bench.stop, pause=bench.pause, resume=bench.resume,
-                          generate=lambda values: _generate(bench, values), library=library_calls(bench.library))
+                          train=bench.train, state=bench.state, stop=bench.stop, pause=bench.pause, resume=bench.resume, preview=bench.preview,
+                          check=bench.check, desk=bench.desk, generate=lambda values: _generate(bench, values), library=library_calls(bench.library))
     add_routes(app, callables, picture=record)
     page = make_page(bench, record)
     allowed = [str((bench.outputs / "pictures").resolve())]
@@ -117,11 +117,17 @@ def make_app(bench: Workbench) -> Any:
 def make_page(bench: Workbench, record: list[Any]) -> Any:
     """The studio's page over its workbench."""
     from ..studio.sampler import SAMPLERS
+    from ..training.desk import desk_functions
+    from ..training.kinds import unknown_settings
     from ..ui import page
     from ..ui.generate import GeneratePage
     from ..ui.train import TrainPage
 
-    train = TrainPage(start=bench.train, stop=bench.stop, state=bench.state, check=bench.check, pause=bench.pause, resume=bench.resume)
+    desk = bench.desk
+    train = TrainPage(
+        start=bench.train, stop=bench.stop, state=bench.state, check=bench.check, pause=bench.pause, resume=bench.resume, preview=bench.preview,
+        defaults=bench.defaults(), unknown=unknown_settings(), **desk_functions(desk),
+    )
     generate = GeneratePage(record=record, generate=bench.generate, stop=bench.stop_generating, networks=bench.network_names,
                             choices={"generate.sampler": list(SAMPLERS)})
     return page.make_page(train, generate, bench.title, lambda: dict.fromkeys(page.LATE, bench.side()) if bench.side() else {}, make_library(bench.library))

@@ -41,7 +41,7 @@ _GRACE = 3.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("config", metavar="CONFIG.toml", help="what to train on what, and how")
+    parser.add_argument("config", metavar="CONFIG.toml", nargs="?", help="what to train on what, and how; left out: the defaults, with what --set says")
     parser.add_argument("--set", metavar="section.key=value", action="append", default=[], help="change one setting; may be given again")
     parser.add_argument("--check", action="store_true", help="say what would happen, train nothing")
     parser.add_argument("--resume", action="store_true", help="go on from the newest saved state of this name")
@@ -77,8 +77,8 @@ def _check(config: Any, as_json: bool) -> None:
     _print(json.dumps({"check": found.to_dict()}) if as_json else "\n".join(found.lines()))
 
 
-def read_config(path: str, changes: list[str]) -> Any:
-    """The config in a TOML file with changes such as "training.steps=500".
+def read_config(path: str | None, changes: list[str]) -> Any:
+    """The config in a TOML file (None: the defaults) with changes such as "training.steps=500".
 
     Raises:
         ConfigError: the file, a key or a value.
@@ -91,7 +91,7 @@ def read_config(path: str, changes: list[str]) -> Any:
         if not equals:
             raise ConfigError(f"--set {change}: expected section.key=value, for example --set training.steps=500")
         values[key.strip()] = value.strip()
-    return TrainConfig.from_toml(path).change(values)
+    return (TrainConfig() if path is None else TrainConfig.from_toml(path)).change(values)
 
 
 def make_backbone(model: Any, config: Any) -> Any:

@@ -10,7 +10,10 @@ from typing import Any
 
 from ..errors import BusyError, ConfigError, LycoError
 from ..training.config import TrainConfig
+from ..training.desk import Desk
+from ..training.fence import Fence
 from ..training.job import Leads, TrainJob
+from ..training.pace import Paces
 from ..training.result import TrainResult
 
 OUTPUTS = Path("outputs")
@@ -32,12 +35,13 @@ class Workbench:
     Args:
         checkpoint: a file; None: the embedded one.
         folders: where networks are looked for.
-        outputs: where pictures go, to a folder of their own.
+        outputs: where pictures go, and datasets and presets, each to a folder of their own.
     """
 
     def __init__(self, checkpoint: str | None = None, folders: list[str] | None = None, outputs: Path = OUTPUTS) -> None:
         self.checkpoint, self.outputs = checkpoint, outputs
         self._folders = [Path(folder) for folder in folders or [str(outputs)]]
+        self._home = (outputs / "lyco").resolve()
         self._lock = threading.Lock()
         self._loaded = threading.Event()
         self._model: Any = None
@@ -47,7 +51,10 @@ class Workbench:
         self._catalogue = self._make_catalogue()
         self._shelf = self._make_shelf()
         self.library = self._make_library()
-        self.job = TrainJob(self._train, self._lock)
+        self.job = TrainJob(self._train, self._lock, self._home / "training.json")
+        self._paces = Paces(self._home / "paces.json")
+        self._fence = Fence(lambda: [self.outputs, *self._folders])
+        self.desk = Desk(self._home, self._fence, TrainConfig.from_dict, self.job, _draw_sample)
 
     def load(self) -> None:
         """Loads the model; a failure is kept for everybody who waits, and for `error`."""
@@ -210,11 +217,20 @@ class Workbench:
         return self.job.start(self._config(values)).to_dict()
 
     def check(self, values: Mapping[str, Any]) -> list[str]:
-        """In words, what a training would do."""
+        """In words, what a training would do; with an estimate of memory where nobody else uses the model just now."""
         from ..training.preflight import check_training
 
         config = self._config(values)
-        return check_training(config, self._backbone(config), self.model().side).lines()
+        backbone, free = self._backbone(config), self._lock.acquire(blocking=False)
+        try:
+            return check_training(config, backbone, self.model().side, free, self._paces.seconds_a_step(config, backbone)).lines()
+        finally:
+            if free:
+                self._lock.release()
+
+    def defaults(self) -> dict[str, Any]:
+        """What fields of a page start with, by key, where it differs from the config's own defaults."""
+        return {"output.folder": str(self.outputs)}
 
     def state(self) -> dict[str, Any]:
         """How the training stands that is under way, or was last."""
@@ -223,6 +239,10 @@ class Workbench:
     def stop(self) -> dict[str, Any]:
         """Asks the training to save and end; gives its state."""
         return self.job.stop().to_dict()
+
+    def preview(self) -> dict[str, Any]:
+        """Asks the training for preview pictures after the step it is in; gives its state."""
+        return self.job.preview().to_dict()
 
     def pause(self) -> dict[str, Any]:
         """Asks the training to save and to leave the model to pictures until it is resumed; gives its state."""
@@ -245,6 +265,7 @@ class Workbench:
         if wanted is not None and (self.checkpoint is None or Path(wanted).resolve() != Path(self.checkpoint).resolve()):
             raise ConfigError(f"model.checkpoint = {wanted}: this studio works with {self.checkpoint or 'the embedded one'}; leave it out, "
                               "or start the studio with --checkpoint")
+        self._fence.check(config)
         return config
 
     def _backbone(self, config: TrainConfig) -> Any:
@@ -257,4 +278,14 @@ class Workbench:
 
         backbone = self._backbone(config)
         self._look_into(Path(config.output.folder))
-        return train(config, backbone, **leads.for_train())
+        result = train(config, backbone, **leads.for_train())
+        state = self.job.state()
+        self._paces.note(config, backbone, state.step, state.seconds)
+        return result
+
+
+def _draw_sample(folder: Path) -> None:
+    from ..studio.world.dataset import draw_dataset
+    from ..studio.world.scenes import CONCEPT_SHAPE
+
+    draw_dataset(folder, shape=CONCEPT_SHAPE)

@@ -109,7 +109,7 @@ def _blank(size: tuple[int, int], resolution: int | None) -> Any:
 
 
 TABLE = (
-    Preprocessor("none", "None (the picture is a control map)", "Leaves the picture as it is.", tones.NoValues, tones.unchanged),
+    Preprocessor("none", "None", "Leaves the picture as it is: choose this for a finished control map.", tones.NoValues, tones.unchanged),
     Preprocessor("invert", "Invert", "Makes white lines on black out of a drawing on white paper.", tones.NoValues, tones.invert),
     Preprocessor("threshold", "Threshold", "White where it is bright, black elsewhere.", tones.ThresholdValues, tones.threshold),
     Preprocessor("threshold_otsu", "Threshold by Otsu", "The same, with a level that it finds itself.", tones.NoValues, tones.threshold_otsu),

@@ -32,7 +32,7 @@ class Unit(Section):
     preprocessor: str = setting(AUTO, "What makes the control map out of the picture: a preprocessor's name, or auto for the one that belongs to the adapter.")
     processor_resolution: int | None = setting(
         None, "Shorter side, in pixels, at which the preprocessor works. Left out: what the adapter was trained with, else that of the picture that is made.",
-        minimum=64, maximum=4096)
+        minimum=16, maximum=4096)
     threshold_a: float | None = setting(None, "The preprocessor's first value. Left out: its own default.")
     threshold_b: float | None = setting(None, "The preprocessor's second value. Left out: its own default.")
     palette: str = setting("", "Colours for the preprocessor palette, as #rrggbb with a share behind a colon: #aa3300:2 #ffffff.")

@@ -481,7 +481,8 @@ class OutputSettings(Section):
     )
     network_epochs: int = setting(0, "The same in epochs, beside network_every.", minimum=0, maximum=1_000_000)
     preview_prompts: tuple[str, ...] = setting(
-        (), "Prompts of pictures that are made during the training, with the network as it stands, and put into one grid (NAME-previews/grid.png)."
+        (), "Prompts of pictures that are made before and during the training, with the network as it stands, and put into one grid "
+        "(NAME-previews/grid.png). Left out: two of the captions."
     )
     preview_every: int = setting(0, "Steps between preview pictures; 0 makes them with each saved network only.", minimum=0, maximum=10_000_000)
     preview_seed: int = setting(0, "Seed of the previews.", minimum=0, maximum=2**32 - 1)

@@ -94,7 +94,7 @@ def read_dataset(settings: DataSettings, known: Callable[[str], bool] = lambda c
     Raises:
         DatasetError: no folder is named, one is missing or without pictures, no picture has a caption, a picture or caption can't be read.
     """
-    subsets, settings, problems = _find_subsets(settings)
+    subsets, settings, problems = find_subsets(settings)
     pictures, left_out = _read_pictures(subsets, settings.skip_unreadable, known)
     learned = [picture for picture in pictures if not picture.subset.prior]
     if not learned:
@@ -119,7 +119,12 @@ def read_prior(folder: Path, settings: DataSettings, known: Callable[[str], bool
     return tuple(pictures), [*problems, *_odd_captions(pictures)]
 
 
-def _find_subsets(settings: DataSettings) -> tuple[list[Subset], DataSettings, list[str]]:
+def find_subsets(settings: DataSettings) -> tuple[list[Subset], DataSettings, list[str]]:
+    """(the folders that the settings name, [data] with what a dataset file says, what of that file is ignored in words).
+
+    Raises:
+        DatasetError: no folder is named, one is missing or without pictures.
+    """
     if settings.dataset is not None:
         return read_kohya(Path(settings.dataset).expanduser(), settings)
     if not settings.folders:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import BusyError, LycoError
 from .config import TrainConfig
+from .job_record import JobRecord
+from .job_state import BUSY, RESUMABLE, Curves, JobState, finite
 from .progress import StepReport, render_phase
 from .result import TrainResult
-from .watch import OnPhase, Pause
+from .watch import OnPhase, Pause, Viewer
 
-BUSY = ("preparing", "running", "pausing", "paused", "stopping")
-_POINTS = 400
+__all__ = ["BUSY", "JobState", "Leads", "Run", "TrainJob"]
+
 _LOG_LINES = 200
 _LOG_EVERY = 5.0
+_KEEP_EVERY = 10.0
+"""Seconds between two writings of the state to disk, while steps are taken."""
 
 
 @dataclass(frozen=True)
@@ -39,64 +42,18 @@ class Leads:
     pause: Pause
     resume: bool
     say: Callable[[str], None]
+    viewer: Viewer | None = None
 
     def for_train(self) -> dict[str, Any]:
         """The arguments of `training.loop.train` beside config and backbone."""
-        return {"on_step": self.on_step, "should_stop": self.should_stop, "on_phase": self.on_phase, "pause": self.pause, "resume": self.resume}
+        return {
+            "on_step": self.on_step, "should_stop": self.should_stop, "on_phase": self.on_phase, "pause": self.pause, "resume": self.resume,
+            "viewer": self.viewer,
+        }
 
 
 Run = Callable[[TrainConfig, Leads], TrainResult]
 """Loads what it needs, trains and saves."""
-
-
-@dataclass(frozen=True)
-class JobState:
-    """How a training stands, in plain values.
-
-    Attributes:
-        version: grows with every change, so that a page knows what it shows already.
-        phase: idle, preparing, running, pausing, paused (the model is free), stopping, done, stopped (before its last step; the log says what was saved)
-            or failed.
-        doing: what is done now, in words, where that is not the steps: "encoding pictures, 3 of 20".
-        name: the network's.
-        step: steps done, of `steps`.
-        loss: smoothed; None before the first step.
-        lr: learning rate.
-        seconds: spent on all steps so far; seconds_left is an estimate.
-        losses: (step, smoothed loss), thinned to some hundred points.
-        validations: (step, loss) on what is not trained on.
-        log: lines for the user.
-        path: of the network file, once there is one.
-        tag: what is written into a prompt to use it.
-        error: why it failed, one line.
-    """
-
-    version: int = 0
-    phase: str = "idle"
-    doing: str = ""
-    name: str = ""
-    step: int = 0
-    steps: int = 0
-    loss: float | None = None
-    lr: float | None = None
-    seconds: float = 0.0
-    seconds_left: float | None = None
-    losses: tuple[tuple[int, float], ...] = ()
-    validations: tuple[tuple[int, float], ...] = ()
-    log: tuple[str, ...] = ()
-    path: str | None = None
-    tag: str | None = None
-    error: str | None = None
-
-    @property
-    def busy(self) -> bool:
-        """Whether a training is under way."""
-        return self.phase in BUSY
-
-    def to_dict(self) -> dict[str, Any]:
-        """The state as values that JSON can hold."""
-        plain = asdict(self)
-        return {**plain, "losses": [list(point) for point in self.losses], "validations": [list(point) for point in self.validations], "log": list(self.log)}
 
 
 class TrainJob:
@@ -105,19 +62,22 @@ class TrainJob:
     Args:
         run: does the whole work.
         model: nobody else uses the model while this is held; a training holds it from start to end, but for its pauses.
+        record: a file in which the newest training's state is kept, so that it is found again after a restart; read when the state is first asked for.
     """
 
-    def __init__(self, run: Run, model: threading.Lock | None = None) -> None:
+    def __init__(self, run: Run, model: threading.Lock | None = None, record: Path | None = None) -> None:
         self._run = run
         self._model = model or threading.Lock()
         self._guard = threading.Lock()
+        self._record, self._known = JobRecord(record), record is None
         self._state = JobState()
         self._config: TrainConfig | None = None
         self._stop = threading.Event()
         self._pause = _JobPause(self._give_model_away)
+        self._viewer = _JobViewer(self._on_preview)
         self._thread: threading.Thread | None = None
-        self._stride = 1
-        self._logged = 0.0
+        self._curves = Curves()
+        self._logged = self._kept = 0.0
 
     def start(self, config: TrainConfig, resume: bool = False) -> JobState:
         """Starts the training of that config; gives the first state.
@@ -130,14 +90,22 @@ class TrainJob:
             BusyError: another one is under way.
         """
         with self._guard:
+            self._recall()
             if self._state.busy:
                 does = "is paused" if self._state.phase == "paused" else "is under way"
                 advice = "go on with it, or stop it first" if self._state.phase == "paused" else "stop it first, or wait"
                 raise BusyError(f"training {self._state.name!r} {does} (step {self._state.step} of {self._state.steps}): {advice}")
             self._stop.clear()
             self._pause.go_on()
-            self._stride, self._logged, self._config = 1, 0.0, config
-            self._state = JobState(self._state.version + 1, "preparing", name=config.output.name, log=(f"Training {config.output.name!r}: preparing",))
+            self._viewer.wanted()
+            self._curves, self._logged, self._config = Curves(), 0.0, config
+            network, before = config.network, self._state
+            self._state = JobState(before.version + 1, "preparing", name=config.output.name, kind=network.kind,
+                                   initial_rank=network.initial_rank if network.kind == "adalora" else None,
+                                   log=(f"Training {config.output.name!r}: preparing",))
+            if resume and before.name == config.output.name:  # what is drawn goes on where it was
+                self._state = replace(self._state, losses=before.losses, rates=before.rates, validations=before.validations, previews=before.previews)
+            self._record.write(config, self._state)
             self._thread = threading.Thread(target=self._work, args=(config, resume), name="lycoris-train", daemon=True)
             self._thread.start()
             return self._state
@@ -150,6 +118,19 @@ class TrainJob:
                 self._stop.set()
                 self._pause.end()
                 self._change(phase="stopping", log=self._log_with(words))
+            return self._state
+
+    def preview(self) -> JobState:
+        """Asks the training for preview pictures after the step it is in; gives the state.
+
+        Raises:
+            BusyError: none is under way, or it is paused or ending.
+        """
+        with self._guard:
+            if self._state.phase not in ("preparing", "running"):
+                raise BusyError(f"no preview now: {_STANDS.get(self._state.phase, 'no training is under way')}; previews are made while steps are taken")
+            self._viewer.ask()
+            self._change(log=self._log_with("Preview pictures come after this step"))
             return self._state
 
     def pause(self) -> JobState:
@@ -174,15 +155,23 @@ class TrainJob:
                 self._pause.go_on()
                 self._change(phase="preparing", log=self._log_with("Going on"))
                 return self._state
+            self._recall()
             config, phase = self._config, self._state.phase
-        if config is None or phase not in ("stopped", "failed"):
+        if config is None or phase not in RESUMABLE:
             raise BusyError(f"no training is paused, stopped or failed (it is {phase}): there is nothing to resume")
         return self.start(config, resume=True)
 
     def state(self) -> JobState:
         """The state now."""
         with self._guard:
+            self._recall()
             return self._state
+
+    def config(self) -> TrainConfig | None:
+        """What the training that is under way, or was last, was asked to do."""
+        with self._guard:
+            self._recall()
+            return self._config
 
     def wait(self, timeout: float | None = None) -> JobState:
         """The state once the training has ended, or after `timeout` seconds."""
@@ -194,7 +183,7 @@ class TrainJob:
     def _work(self, config: TrainConfig, resume: bool) -> None:
         try:
             with self._held():
-                result = self._run(config, Leads(self._on_step, self._stop.is_set, self._on_phase, self._pause, resume, self._say))
+                result = self._run(config, Leads(self._on_step, self._stop.is_set, self._on_phase, self._pause, resume, self._say, self._viewer))
             self._finish(result)
         except LycoError as error:
             self._fail(str(error))
@@ -231,22 +220,19 @@ class TrainJob:
             self._change(doing=render_phase(phase, done, total))
 
     def _on_step(self, report: StepReport) -> None:
-        loss, judged = _finite(report.smoothed_loss), _finite(report.validation_loss)
         with self._guard:
-            losses, validations = self._state.losses, self._state.validations
-            if loss is not None and (report.step % self._stride == 0 or report.step == 1 or report.step == report.steps):
-                losses = (*losses, (report.step, loss))
-                if len(losses) > _POINTS:
-                    losses, self._stride = losses[::2], self._stride * 2
-            if judged is not None:
-                validations = (*validations, (report.step, judged))[-_POINTS:]
             log = self._state.log
             if time.monotonic() - self._logged >= _LOG_EVERY or report.step == report.steps:
                 self._logged = time.monotonic()
                 log = self._log_with(f"Step {report.step} of {report.steps}, loss {report.smoothed_loss:.4f}, learning rate {report.learning_rate:.3g}")
             phase = "running" if self._state.phase == "preparing" else self._state.phase
-            self._change(phase=phase, doing="", step=report.step, steps=report.steps, loss=loss, lr=report.learning_rate, seconds=report.seconds,
-                         seconds_left=_finite(report.seconds_left), losses=losses, validations=validations, log=log)
+            self._change(phase=phase, doing="", step=report.step, steps=report.steps, loss=finite(report.smoothed_loss), lr=report.learning_rate,
+                         seconds=report.seconds, seconds_left=finite(report.seconds_left), log=log, ranks=report.layer_ranks,
+                         **self._curves.add(self._state, report))
+
+    def _on_preview(self, step: int, prompt: str, path: Path) -> None:
+        with self._guard:
+            self._change(previews=self._state.with_preview(step, prompt, str(path)))
 
     def _say(self, line: str) -> None:
         with self._guard:
@@ -271,7 +257,17 @@ class TrainJob:
         return (*self._state.log, line)[-_LOG_LINES:]
 
     def _change(self, **values: Any) -> None:
-        self._state = replace(self._state, version=self._state.version + 1, **values)
+        before = self._state
+        self._state = replace(before, version=before.version + 1, **values)
+        if self._state.phase != before.phase or time.monotonic() - self._kept >= _KEEP_EVERY:
+            self._kept = time.monotonic()
+            self._record.write(self._config, self._state)
+
+    def _recall(self) -> None:
+        """Reads what was kept of a training before this program's start, once."""
+        if not self._known:
+            self._known = True
+            self._config, self._state = self._record.read()
 
 
 class _JobPause:
@@ -312,13 +308,28 @@ class _JobPause:
             return not self._ended
 
 
+class _JobViewer:
+    """Asked for previews from one thread, asked whether any are wanted in the training's. Fulfils `watch.Viewer`."""
+
+    def __init__(self, show: Callable[[int, str, Path], None]) -> None:
+        self.show = show
+        self._asked = threading.Event()
+
+    def ask(self) -> None:
+        self._asked.set()
+
+    def wanted(self) -> bool:
+        wanted = self._asked.is_set()
+        self._asked.clear()
+        return wanted
+
+
+_STANDS = {"paused": "the training is paused, resume it first", "pausing": "the training is pausing", "stopping": "the training is ending"}
+
+
 def _tag(config: TrainConfig | None, path: Path) -> str:
     """What is typed to use the file: an embedding's own name, or a network's tag, with the word behind it that was trained with the network."""
     if config is not None and config.network.kind == "embedding":
         return path.stem
     word = None if config is None else config.word
     return f"<lyco:{path.stem}:1>" + (f" {word}" if word else "")
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

@@ -38,7 +38,7 @@ from .run import PAUSED, STOPPED, Run
 from .selection import Key, select_targets
 from .start import start_from
 from .trainer import Trainer, check_settings
-from .watch import OnPhase, Pause, Watch
+from .watch import OnPhase, Pause, Viewer, Watch
 
 __all__ = ["TrainResult", "train"]
 
@@ -54,6 +54,7 @@ def train(
     processes: Processes | None = None,
     on_phase: OnPhase | None = None,
     pause: Pause | None = None,
+    viewer: Viewer | None = None,
 ) -> TrainResult:
     """The trained and saved network. The model is used, not changed: weights, flags and hooks are as before, also after an exception.
 
@@ -66,6 +67,7 @@ def train(
         processes: who else trains the same now, each with a copy of the model; they see the same folders.
         on_phase: called with (phase, done, total) whenever something else is done than before, and as that goes on.
         pause: may give the model away for a while; for a single process.
+        viewer: hears of previews, and may ask for some out of turn.
 
     Raises:
         ConfigError: the settings don't fit the model, or a saved state that is to be resumed.
@@ -75,7 +77,7 @@ def train(
     """
     began, started_at = time.monotonic(), time.time()
     processes = processes or Alone()
-    watch = Watch(on_step, should_stop, on_phase, pause if processes.count == 1 else None).of(processes)
+    watch = Watch(on_step, should_stop, on_phase, pause if processes.count == 1 else None, viewer).of(processes)
     autocast(backbone.device, config.training.precision)  # made once here, so that a precision that the device lacks is told first
     check_settings(config, backbone)
     pictures = read_pictures(config, watch)

@@ -20,6 +20,7 @@ from .memory import estimate_memory
 from .methods import count_parameters
 from .new_word import NewWord, make_word
 from .prior import count_pictures, missing_pictures, prior_folder
+from .progress import render_seconds
 from .rates import learning_targets
 from .selection import Key, select_targets
 from .trainer import check_settings
@@ -67,6 +68,8 @@ class Preflight:
         captions: the first ones, as they are trained.
         long_captions: with more than 75 tokens; None where the model does not count them.
         words: that most captions share, with the count of captions that have them.
+        step_seconds: of a step, as measured in an earlier training of this kind on this machine; None where there was none.
+        pieces: of those words, the ones that are no token of the model, with the number of tokens they are read as.
         problems: what looks wrong, in words.
     """
 
@@ -90,6 +93,8 @@ class Preflight:
     adapter: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
     long_captions: int | None = None
+    step_seconds: float | None = None
+    pieces: tuple[tuple[str, int], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as values that JSON can hold."""
@@ -106,6 +111,7 @@ class Preflight:
             *self.word,
             *self.adapter,
             *([f"The network file will have about {self.file_bytes / 1e6:.1f} MB."] if self.parameters else []),
+            self._time_line(),
             *self._memory_lines(),
             *(f"A caption as it is trained: {shown(caption, 300)}" for caption in self.captions),
             *([f"{self.long_captions} captions have more than 75 tokens; they are encoded in parts of 75."] if self.long_captions else []),
@@ -126,6 +132,12 @@ class Preflight:
             lines.append(f"{self.class_pictures} class pictures for prior preservation{made}.")
         return lines
 
+    def _time_line(self) -> str:
+        if self.step_seconds is None:
+            return "How long it takes is not known: no training of this kind and size was measured on this machine yet."
+        return (f"About {render_seconds(self.step_seconds * self.steps)} (minutes:seconds), as {self.step_seconds:.3g} s a step were measured in an earlier "
+                "training of this kind on this machine; encoding the pictures comes first.")
+
     def _memory_lines(self) -> list[str]:
         if self.memory is None:
             return []
@@ -134,7 +146,9 @@ class Preflight:
                 f"{parts['step']} a step."]
 
 
-def check_training(config: TrainConfig, backbone: Backbone, side: int | None = None, measure: bool = False) -> Preflight:
+def check_training(
+    config: TrainConfig, backbone: Backbone, side: int | None = None, measure: bool = False, step_seconds: float | None = None
+) -> Preflight:
     """What that training would do; nothing is trained, written or changed.
 
     Args:
@@ -142,6 +156,7 @@ def check_training(config: TrainConfig, backbone: Backbone, side: int | None = N
         backbone: the model.
         side: in pixels, of the pictures that the model was made for; None where nobody knows.
         measure: whether memory is estimated, for which the model takes two small forward passes as a training has it; nobody else may use it meanwhile.
+        step_seconds: as measured earlier (pace.py).
 
     Raises:
         ConfigError: the settings don't fit the model.
@@ -162,17 +177,20 @@ def check_training(config: TrainConfig, backbone: Backbone, side: int | None = N
     word_numbers = 0 if word is None else sum(value.numel() for value in word.vectors.values())
     memory = estimate_memory(config, backbone, targets, parameters + word_numbers, max((one.size for one in framed), key=math.prod)) if measure else None
     missing = missing_pictures(config) if config.data.has_prior else 0
+    words = tuple(_shared_words(picture.caption for picture in dataset.pictures))
+    pieces = tuple(_pieces(backbone, words))
     return Preflight(
         pictures=len(dataset.pictures), draws=draws, steps=steps, epochs=epochs, unet_layers=unet, text_encoder_layers=len(targets) - unet,
         parameters=parameters, file_bytes=parameters * _BYTES[config.output.dtype] + _HEADER_BYTES_A_LAYER * len(targets),
-        words=tuple(_shared_words(picture.caption for picture in dataset.pictures)),
+        words=words,
         problems=(*dataset.problems, *_doubts_of_word(config, backbone), *_doubts(config, dataset, targets, epochs), *_doubts_of_size(config, side),
-                  *_doubts_of_buckets(config, framed)),
+                  *_doubts_of_buckets(config, framed), *_doubts_of_pieces(pieces)),
         kept_back=len(found.kept_back), class_pictures=len(dataset.prior) + (count_pictures(prior_folder(config)) if config.data.has_prior else 0),
         class_missing=missing, sizes=tuple((*size, count) for size, count in sorted(Counter(one.size for one in framed).items())), framed=framed,
         word=() if word is None else tuple(_word_lines(config, word)),
         memory=None if memory is None else {**asdict(memory), "total": memory.total},
         adapter=_adapter_lines(config, adapter) if adapter else (), captions=_first_captions(config, dataset), long_captions=_count_long(backbone, dataset),
+        step_seconds=step_seconds, pieces=pieces,
     )
 
 
@@ -241,6 +259,19 @@ def _first_captions(config: TrainConfig, dataset: Dataset, most: int = 3) -> tup
 def _count_long(backbone: Backbone, dataset: Dataset) -> int | None:
     count = getattr(backbone, "count_tokens", None)
     return None if count is None else sum(count(picture.caption) > _CHUNK for picture in dataset.pictures)
+
+
+def _pieces(backbone: Backbone, words: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Of these words, those that the model reads as several tokens, with how many; none where it does not count them."""
+    count = getattr(backbone, "count_tokens", None)
+    if count is None:
+        return []
+    return [(word, count(word)) for word, _ in words if word.isalnum() and count(word) > 1]
+
+
+def _doubts_of_pieces(pieces: Iterable[tuple[str, int]]) -> list[str]:
+    return [f"the word {shown(word, 40)!r} is no token of this model: it is read as {count} pieces, each with a meaning of its own. It can be learned "
+            "all the same; a new word of vectors of its own (an embedding) or a rarer, shorter word may be cleaner." for word, count in list(pieces)[:2]]
 
 
 def _doubts_of_buckets(config: TrainConfig, framed: tuple[Framed, ...]) -> list[str]:

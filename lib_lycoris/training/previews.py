@@ -6,7 +6,7 @@ import contextlib
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,21 +49,32 @@ class Previews:
         settings: prompts and seed.
         backbone: makes the pictures, with whatever is attached to it.
         guide: what else they follow; then the grid begins with what that is, and with the pictures without it (without-0.png).
+        captions: prompts where neither settings nor guide have any.
     """
 
-    def __init__(self, folder: Path, settings: OutputSettings, backbone: Backbone, guide: Guide | None = None):
+    def __init__(self, folder: Path, settings: OutputSettings, backbone: Backbone, guide: Guide | None = None, captions: tuple[str, ...] = ()):
         self.folder = folder / f"{settings.name}-previews"
-        self.prompts = settings.preview_prompts if guide is None else guide.prompts
+        self.prompts = settings.preview_prompts or captions if guide is None else guide.prompts
         self._seed, self._backbone, self._guide = settings.preview_seed, backbone, guide
 
-    def make(self, step: int) -> list[str]:
-        """Makes and writes the pictures of that step; what failed, in words. Nothing that fails here stops a training, and no random number is used up."""
+    def make(self, step: int, tell: Callable[[int, str, Path], None] = lambda step, prompt, path: None) -> list[str]:
+        """Makes and writes the pictures of that step; what failed, in words. Nothing that fails here stops a training, and no random number is used up.
+
+        Args:
+            step: steps done.
+            tell: told (step, prompt, path) of each that was written.
+        """
         problems = []
-        for number in range(len(self.prompts)):
+        for number, prompt in enumerate(self.prompts):
+            pictures = [(f"step{step:08}-{number}.png", f"after step {step}", True)]
             if self._guide is not None and not (self.folder / f"without-{number}.png").is_file():
-                problems += self._make(number, f"without-{number}.png", nullcontext(), f"before step {step}")
-            around = nullcontext() if self._guide is None else self._guide.around(number)
-            problems += self._make(number, f"step{step:08}-{number}.png", around, f"after step {step}")
+                pictures.insert(0, (f"without-{number}.png", f"before step {step}", False))
+            for name, when, guided in pictures:
+                around = self._guide.around(number) if guided and self._guide is not None else nullcontext()
+                failed = self._make(number, name, around, when)
+                problems += failed
+                if not failed and (guided is False or step or self._guide is None):
+                    tell(step if guided else 0, prompt, self.folder / name)
         return problems + self._write_grid()
 
     def _make(self, number: int, name: str, around: AbstractContextManager[Any], when: str) -> list[str]:

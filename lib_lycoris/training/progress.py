@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 _SMOOTHING = 0.95
@@ -26,6 +27,8 @@ class StepReport:
     """Of this step's validation; None in steps without one."""
     ranks: int | None = None
     """How many ranks all layers have together, where a method takes some away (AdaLoRA)."""
+    layer_ranks: Mapping[str, int] | None = None
+    """The same by layer ("component.layer")."""
 
 
 class SmoothedLoss:

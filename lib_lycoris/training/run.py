@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 _Made = TypeVar("_Made")
 
+_FALLBACK_PREVIEWS = 2
+
 COMPLETE, STOPPED, PAUSED = "complete", "stopped", "paused"
 
 
@@ -49,7 +51,8 @@ class Run:
         self._config, self._backbone, self._trainer, self._states, self._about, self._validation = config, backbone, trainer, states, about, validation
         self._watch, self._processes = watch or Watch(), trainer.processes
         self._folder, self._steps = states.folder.parent, about.planned
-        self._previews = Previews(self._folder, config.output, backbone, guide)
+        self._guided = guide is not None
+        self._previews = Previews(self._folder, config.output, backbone, guide, _first_captions(about))
         self._session = new_session() if state is None else state.session
         self.step = 0 if state is None else state.step
         numbers = {} if state is None else state.numbers
@@ -74,6 +77,7 @@ class Run:
         while self.step < self._steps and not self._ends():
             if self.step == 0:
                 self._validate()
+                self._show_before()
             self._take_step()
         self._together(self._save)
 
@@ -167,7 +171,7 @@ class Run:
         rate = self._trainer.learning_rate(self.step - 1)
         ranks = self.ranks
         total = None if ranks is None else sum(ranks.values())
-        return StepReport(self.step, self._steps, loss, self.smoothed.value, rate, self._before + seconds, left, judged, total)
+        return StepReport(self.step, self._steps, loss, self.smoothed.value, rate, self._before + seconds, left, judged, total, ranks)
 
     def _validate(self) -> float | None:
         """The loss on what is not trained on; None where there is none."""
@@ -186,13 +190,24 @@ class Run:
         network = self._is_due(output.network_every, output.network_epochs)
         if network and self.step < self._steps:
             self._export()
-        if self._previews.prompts and (network or self._is_due(output.preview_every)):
-            self._watch.phase("drawing previews")
-            with self._trainer.used():
-                problems = self._previews.make(self.step)
-            for problem in problems:
-                _log.warning("%s", problem)
-            self.problems += problems
+        due = (network and (output.preview_prompts or self._guided)) or self._is_due(output.preview_every)
+        if self._watch.wants_previews() or due:
+            self._preview()
+
+    def _show_before(self) -> None:
+        """The previews before the first step, where any are due later: a fresh network changes nothing yet."""
+        output = self._config.output
+        networks = (output.preview_prompts or self._guided) and (output.network_every or output.network_epochs)
+        if not self._processes.rank and (output.preview_every or networks):
+            self._preview()
+
+    def _preview(self) -> None:
+        self._watch.phase("drawing previews")
+        with self._trainer.used():
+            problems = self._previews.make(self.step, self._watch.preview)
+        for problem in problems:
+            _log.warning("%s", problem)
+        self.problems += problems
 
     def _is_due(self, every: int, epochs: int = 0) -> bool:
         """Whether so many steps, or epochs, are full with this step."""
@@ -240,3 +255,9 @@ class Run:
                 raise
             self.problems.append(f"{error}; while this program runs it can go on from memory")
         self._saved_step, self._saved_at = self.step, time.monotonic()
+
+
+def _first_captions(about: About) -> tuple[str, ...]:
+    """What previews show where no prompts are given: the first captions that differ."""
+    captions = dict.fromkeys(picture.caption for picture in about.dataset.pictures if picture.caption.strip())
+    return tuple(captions)[:_FALLBACK_PREVIEWS]

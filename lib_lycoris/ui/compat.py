@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -32,3 +33,19 @@ def plain_image() -> dict[str, Any]:
 def without_sharing() -> dict[str, Any]:
     """The argument that leaves a gallery without the button that would send a picture to somebody's server."""
     return {"buttons": ["download", "fullscreen"]} if "buttons" in inspect.signature(gr.Gallery.__init__).parameters else {"show_share_button": False}
+
+
+def quiet() -> dict[str, Any]:
+    """The arguments of an event that shows no progress over what it changes, needs no queue, and is no part of gradio's own API."""
+    return {"queue": False, "show_progress": "hidden" if HAS_TIMER else False, "api_name": False}
+
+
+def uploaded(file: Any) -> tuple[str, bytes]:
+    """(name, content) of a file that was handed to a page: gradio 6 gives its path, gradio 3.41 an open file with one."""
+    path = Path(file if isinstance(file, str) else file.name)
+    return path.name, path.read_bytes()
+
+
+def with_copy_button() -> dict[str, Any]:
+    """The argument that gives a text field a button to copy its text."""
+    return {"buttons": ["copy"]} if "buttons" in inspect.signature(gr.Textbox.__init__).parameters else {"show_copy_button": True}

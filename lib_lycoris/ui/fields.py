@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 
 from ..training.config import DEFAULT_STEPS, Setting
 
+KIND = "network.kind"
+"""The field on whose value it depends which others are there."""
 _NUMBERS = ("number", "whole number")
 _FAR = 100_000
 _EXACT = 2**53
@@ -20,7 +22,7 @@ _PLACEHOLDERS = {"training.steps": str(DEFAULT_STEPS)}
 _LABELS = {
     "data.folders": "Folders with pictures, one a line",
     "output.name": "Name of the network",
-    "network.kind": "Kind of network",
+    "network.kind": "What to train",
     "network.conv_rank": "Rank of convolutions",
     "network.conv_alpha": "Alpha of convolutions",
     "network.targets": "Groups of layers",
@@ -30,6 +32,14 @@ _LABELS = {
     "training.min_snr_gamma": "Min-SNR gamma",
     "training.debiased": "Debiased weights",
     "training.max_grad_norm": "Largest gradient norm",
+    "embedding.word": "New word",
+    "embedding.vectors": "Vectors of the word",
+    "embedding.start_from": "Start from an embedding's file",
+    "embedding.learning_rate": "Learning rate of the vectors",
+    "embedding.norm": "Length of the vectors",
+    "embedding.rates": "Rates of the vectors by steps",
+    "embedding.file": "Files for word and network",
+    "embedding.picture": "A picture that holds the word",
     "generate.negative": "Negative prompt",
     "generate.cfg": "CFG scale",
     "generate.batch": "Pictures",
@@ -86,13 +96,28 @@ class Form:
         record: the settings, in the record's order; each gets a field.
         defaults: what a field starts with, by key, where that differs from the record's own default.
         choices: by key, what a field offers that the record takes as free text.
+        unknown: for each value of the field `KIND` the keys that it does not know: they are hidden, and left out of the config.
     """
 
-    def __init__(self, record: Sequence[Setting], defaults: Mapping[str, Any] | None = None, choices: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(
+        self, record: Sequence[Setting], defaults: Mapping[str, Any] | None = None, choices: Mapping[str, Sequence[str]] | None = None,
+        unknown: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         self._record = {setting.key: setting for setting in record}
         self._defaults = dict(defaults or {})
         self._choices = dict(choices or {})
+        self._unknown = {kind: frozenset(keys) for kind, keys in (unknown or {}).items()}
         self._fields: dict[str, Any] = {}
+        self._waiting: list[Callable[[], None]] = []
+
+    def when_drawn(self, work: Callable[[], None]) -> None:
+        """Keeps what is to be done once all fields are there: events that read the whole form."""
+        self._waiting.append(work)
+
+    def drawn(self) -> None:
+        """Does what waited for all fields."""
+        while self._waiting:
+            self._waiting.pop(0)()
 
     def draw(self, *keys: str) -> None:
         """Draws the fields of these settings beside each other."""
@@ -122,18 +147,56 @@ class Form:
         return list(self._fields.values())
 
     def config(self, values: Iterable[Any]) -> dict[str, dict[str, Any]]:
-        """The record that the fields' values make, as nested plain values; an empty optional field is left out."""
+        """The record that the fields' values make, as nested plain values; an empty optional field is left out, and what the chosen kind does not know."""
         sections: dict[str, dict[str, Any]] = {}
-        for key, value in zip(self._fields, values, strict=True):
+        given = dict(zip(self._fields, values, strict=True))
+        hidden = self._unknown.get(str(given.get(KIND)), frozenset())
+        for key, value in given.items():
             setting = self._record[key]
+            if key in hidden:
+                continue
             value = _plain(setting, value)
             if value is not None or not setting.optional:
                 sections.setdefault(setting.section, {})[setting.name] = value
         return sections
 
+    def kind_keys(self) -> list[str]:
+        """The fields that not every kind knows."""
+        some = set().union(*self._unknown.values()) if self._unknown else set()
+        return [key for key in self._fields if key in some]
+
+    def show_for(self, kind: str) -> list[Any]:
+        """For each of `kind_keys` the update that shows or hides it."""
+        hidden = self._unknown.get(kind, frozenset())
+        return [gr.update(visible=key not in hidden) for key in self.kind_keys()]
+
+    def fill(self, values: Mapping[str, Any], keep: Collection[str] = ()) -> list[Any]:
+        """For each field the update that puts the value of that key into it, where there is none the one it started with; `keep`: keys left as they are."""
+        return [gr.update() if key in keep and key not in values else
+                gr.update(value=_shown(self._record[key], values.get(key, self._start(key)), self._offered(key))) for key in self._fields]
+
+    def marked(self, error: str, before: str) -> tuple[list[Any], str]:
+        """(for each field its update, the key that is marked now): an error that begins with a field's key stands at that field too.
+
+        Args:
+            error: a line; empty: there is none.
+            before: the key that is marked until now.
+        """
+        key = next((key for key in self._fields if error.startswith((f"{key} ", f"{key}:", f"{key}="))), "")
+        updates = {before: gr.update(info=explanation(self._record[before]))} if before in self._fields else {}
+        if key:
+            updates[key] = gr.update(info=f"⚠ {error} · {explanation(self._record[key])}")
+        return [updates.get(one, gr.update()) for one in self._fields], key
+
+    def _start(self, key: str) -> Any:
+        return self._defaults.get(key, self._record[key].default)
+
+    def _offered(self, key: str) -> Sequence[str] | None:
+        return self._choices.get(key) or self._record[key].choices
+
     def _draw(self, key: str) -> None:
-        setting = self._record[key]
-        self._fields[key] = _component(setting, self._defaults.get(key, setting.default), self._choices.get(key) or setting.choices)
+        hidden = self._unknown.get(str(self._start(KIND)), frozenset()) if KIND in self._record else frozenset()
+        self._fields[key] = _component(self._record[key], self._start(key), self._offered(key), key not in hidden)
 
 
 def _plain(setting: Setting, value: Any) -> Any:
@@ -153,20 +216,34 @@ def _is_typed(setting: Setting) -> bool:
     return setting.kind in _NUMBERS and (setting.optional or (setting.maximum or 0) > _EXACT)
 
 
-def _component(setting: Setting, value: Any, choices: Sequence[str] | None) -> Any:
+def _shown(setting: Setting, value: Any, choices: Sequence[str] | None) -> Any:
+    """A value of the config as the setting's field takes it."""
+    if setting.kind == "list of texts":
+        return list(value or ()) if choices else "\n".join(value or ())
+    if choices and value is None:
+        return ""
+    if choices or setting.kind == "yes or no":
+        return value
+    if _is_typed(setting):
+        return "" if value is None else str(value)
+    return value if setting.kind in _NUMBERS else value or ""
+
+
+def _component(setting: Setting, value: Any, choices: Sequence[str] | None, visible: bool = True) -> Any:
     """The gradio field of a setting."""
-    about = {"label": label(setting), "info": explanation(setting), "elem_id": element_id(setting), "interactive": True}
+    about = {"label": label(setting), "info": explanation(setting), "elem_id": element_id(setting), "interactive": True, "visible": visible,
+             "value": _shown(setting, value, choices)}
     if setting.kind == "list of texts" and choices:
-        return gr.CheckboxGroup(choices=list(choices), value=list(value or ()), **about)
+        return gr.CheckboxGroup(choices=list(choices), **about)
     if choices:
         left_out = [(_LEFT_OUT, "")] if setting.optional else []
-        return gr.Dropdown(choices=[*left_out, *choices], value="" if value is None else value, **about)
+        return gr.Dropdown(choices=[*left_out, *choices], **about)
     if setting.kind == "list of texts":
-        return gr.Textbox(value="\n".join(value or ()), lines=2, **about)
+        return gr.Textbox(lines=2, **about)
     if setting.kind == "yes or no":
-        return gr.Checkbox(value=value, **about)
+        return gr.Checkbox(**about)
     if _is_typed(setting):
-        return gr.Textbox(value="" if value is None else str(value), placeholder=_PLACEHOLDERS.get(setting.key, _LEFT_OUT), max_lines=1, **about)
+        return gr.Textbox(placeholder=_PLACEHOLDERS.get(setting.key, _LEFT_OUT), max_lines=1, **about)
     if setting.kind in _NUMBERS:
-        return gr.Number(value=value, precision=0 if setting.kind == "whole number" else None, **about)
-    return gr.Textbox(value=value or "", **about)
+        return gr.Number(precision=0 if setting.kind == "whole number" else None, **about)
+    return gr.Textbox(**about)

@@ -25,11 +25,11 @@ def make_tab(train: TrainPage, more: tuple[tuple[str, str, Callable[[gr.Blocks],
     """
     with gr.Blocks(analytics_enabled=False) as blocks, gr.Tabs(elem_id="lycoris_tabs"):
         with gr.Tab("Train", elem_id="lycoris_tab_train", id="train"):
+            gr.HTML(f"<style>{CSS}</style>", elem_classes=["lycoris-hidden"])
             draw_train(blocks, train)
         if library is not None:
             with gr.Tab("Library", elem_id="lycoris_tab_library", id="library") as tab:
                 draw_library(blocks, tab, library)
-                gr.HTML(f"<style>{CSS}</style>")
         for name, element, draw in more:
             with gr.Tab(name, elem_id=element, id=name.lower()):
                 draw(blocks)

@@ -7,6 +7,7 @@ from typing import Any
 from modules import extra_networks
 
 from . import host
+from .adapter_work import AdapterWork
 from .applier import Applier
 from .extra_network import LycoNetwork
 from .problems import tell
@@ -29,6 +30,9 @@ class Extension:
 
     def before_step(self, params: Any) -> None:
         """Looks whether a refiner has taken over, and turns strengths to their values for this step; called before each step of the sampling."""
+        adapters = AdapterWork.of(params.denoiser.p)
+        if adapters is not None:
+            adapters.before_step(params)
         if self.applier.idle:
             return
         work = getattr(params.denoiser.p, "lyco_work", None)

@@ -15,6 +15,7 @@ from torch import nn
 
 from lib_lycoris.errors import CheckpointError, ConfigError, NetworkFileError, shown
 from lib_lycoris.files.safetensors import read_header
+from lib_lycoris.patching.places import find_places
 
 
 @dataclass(frozen=True)
@@ -160,13 +161,24 @@ def _open_clip(embedder: Any) -> nn.Module | None:
     return found if isinstance(found, nn.Module) and hasattr(found, "transformer") else None
 
 
-def unreachable_unet() -> str | None:
+def check_reachable(what: str) -> None:
+    """Raises where another program runs in the UNet's place.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    problem = unreachable_unet(what)
+    if problem is not None:
+        raise CheckpointError(problem)
+
+
+def unreachable_unet(what: str = "networks") -> str | None:
     """What the user must know where another program runs in the UNet's place (TensorRT, …), or None."""
     unet = sd_unet.current_unet
     if unet is None:
         return None
     label = getattr(getattr(unet, "option", None), "label", type(unet).__name__)
-    return f"SD Unet {label!r} runs in the model's place, so networks can't reach its layers: choose None under Settings, Stable Diffusion, SD Unet"
+    return f"SD Unet {label!r} runs in the model's place, so {what} can't reach its layers: choose None under Settings, Stable Diffusion, SD Unet"
 
 
 def network_folders() -> list[Path]:
@@ -174,6 +186,52 @@ def network_folders() -> list[Path]:
     models = Path(shared.models_path)
     lyco, lora = (getattr(shared.cmd_opts, flag, None) for flag in ("lyco_dir_backcompat", "lora_dir"))
     return [Path(folder) for folder in dict.fromkeys((str(lyco or models / "LyCORIS"), str(lora or models / "Lora")))]
+
+
+def own_folder() -> Path:
+    """Our own folder in the host's data folder: uploaded datasets, presets, what is known of the newest training. Not made."""
+    return Path(shared.data_path) / "lycoris"
+
+
+def open_to_others() -> bool:
+    """Whether others may reach the WebUI who may not install extensions either: --listen, --share, … without --enable-insecure-extension-access."""
+    return bool(getattr(shared.cmd_opts, "disable_extension_access", False))
+
+
+def dataset_folders() -> list[str]:
+    """The folders of --lycoris-datasets."""
+    return list(getattr(shared.cmd_opts, "lycoris_datasets", None) or ())
+
+
+def adapter_folder() -> Path:
+    """The folder for T2I-Adapters."""
+    return Path(shared.models_path, "T2I-Adapter")
+
+
+def controlnet_folders() -> list[Path]:
+    """The folders of ControlNet's models that there are: people keep T2I-Adapters among them."""
+    told = getattr(shared.cmd_opts, "controlnet_dir", None)
+    extension = Path(shared.models_path).parent / "extensions" / "sd-webui-controlnet" / "models"
+    candidates = [Path(told)] if told else []
+    return [folder for folder in (*candidates, Path(shared.models_path, "ControlNet"), extension) if folder.is_dir()]
+
+
+def base_model(model: Any) -> str | None:
+    """"sd_v1", "sd_v2" or "sdxl_base_v1-0" of a loaded model; None for another kind, SDXL's refiner among them, and where none is loaded."""
+    unet = getattr(getattr(model, "model", None), "diffusion_model", None)
+    if unet is None or (getattr(model, "is_sdxl", False) and getattr(unet, "model_channels", 320) == 384):
+        return None
+    kinds = (("is_sd1", "sd_v1"), ("is_sd2", "sd_v2"), ("is_sdxl", "sdxl_base_v1-0"))
+    return next((name for flag, name in kinds if getattr(model, flag, False)), None)
+
+
+def feature_channels(model: Any) -> tuple[int, ...] | None:
+    """The channels at the places where an adapter's features are added; None where no model is loaded, or another kind."""
+    unet = getattr(getattr(model, "model", None), "diffusion_model", None)
+    try:
+        return None if unet is None else find_places(unet).channels
+    except ConfigError:
+        return None
 
 
 def embedding_folder() -> Path:

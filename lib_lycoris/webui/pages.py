@@ -15,6 +15,7 @@ from lib_lycoris.tools.inspect import inspect
 from lib_lycoris.tools.library import Library
 
 from . import settings
+from .adapters import Adapters
 from .applier import Applier
 from .axes import add_axes
 from .cards import NetworksPage, allow_previews
@@ -30,12 +31,13 @@ class Pages:
 
     Args:
         applier: whose catalogue and cache follow the settings.
+        adapters: whose folders follow the settings.
         component: makes a setting's component: component(kind, label=…, value=…, …).
         draw: makes the fields of the editor.
     """
 
-    def __init__(self, applier: Applier, component: Callable[..., Any], draw: Any) -> None:
-        self._applier, self._draw = applier, draw
+    def __init__(self, applier: Applier, adapters: Adapters, component: Callable[..., Any], draw: Any) -> None:
+        self._applier, self._adapters, self._draw = applier, adapters, draw
         self.shelf = Shelf(lambda: applier.catalogue, settings.network_folders, FactsCache(_recall), inspect=lambda path: inspect(path).as_json())
         self.library = Library({"networks": self.shelf})
         self.paste = Paste(self.shelf)
@@ -44,9 +46,12 @@ class Pages:
     def before_ui(self) -> None:
         """Adds page and axes; the host has emptied its list of pages just before."""
         settings.on_change(settings.FOLDERS, self._look_into_folders)
+        for option in (settings.ADAPTERS, settings.CONTROLNET):
+            settings.on_change(option, self._adapters.look_into_folders)
         settings.on_change(settings.CACHE, self._limit_cache)
         settings.on_change(settings.BLOCKS, self._read_presets)
         self._read_presets()
+        self._adapters.look_into_folders()
         self._look_into_folders()
         self._limit_cache()
         ui_extra_networks.register_page(NetworksPage(self.shelf, make_editor(self._draw)))

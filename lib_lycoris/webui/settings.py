@@ -52,7 +52,10 @@ ON_CARDS = Option("lycoris_on_cards", [BASE_MODEL, KIND, TRIGGER, ABOUT], "On ca
 HIDE = Option("lycoris_hide_others", False, "Show only cards of networks for the loaded checkpoint's base model", "and those that don't tell theirs", "check")
 BLOCKS = Option("lycoris_block_presets", "", "Your block presets, for lbw= and lbwe=",
                 "a line each: NAME:1,0,0,1,… (12, 17, 20 or 26 values) or NAME:blocks:elements:weight", "lines")
-OPTIONS = (FOLDERS, CACHE, STRENGTH, HASHES, ON_CARDS, HIDE, BLOCKS)
+ADAPTERS = Option("lycoris_adapter_folders", "", "Folders with T2I-Adapters, beside models/T2I-Adapter", "one path a line; subfolders too", "lines")
+CONTROLNET = Option("lycoris_adapters_of_controlnet", True, "List the T2I-Adapters among ControlNet's models too",
+                    "models/ControlNet, and the folder of the extension", "check")
+OPTIONS = (FOLDERS, CACHE, STRENGTH, HASHES, ON_CARDS, HIDE, BLOCKS, ADAPTERS, CONTROLNET)
 
 
 def register(component: Callable[..., Any]) -> None:
@@ -79,8 +82,18 @@ def value(option: Option) -> Any:
 
 def network_folders() -> list[Path]:
     """The folders that hold networks: the host's, then the user's own."""
-    own = (Path(line.strip()) for line in value(FOLDERS).splitlines() if line.strip())
-    return list(dict.fromkeys((*host.network_folders(), *(path if path.is_absolute() else Path(shared.models_path, path) for path in own))))
+    return list(dict.fromkeys((*host.network_folders(), *_paths(FOLDERS))))
+
+
+def adapter_folders() -> list[Path]:
+    """The folders that hold T2I-Adapters: ours, the user's own, and ControlNet's where it is wanted."""
+    return list(dict.fromkeys((host.adapter_folder(), *_paths(ADAPTERS), *(host.controlnet_folders() if value(CONTROLNET) else ()))))
+
+
+def _paths(option: Option) -> list[Path]:
+    """The paths of a setting with one a line; what is no whole path lies below the host's models."""
+    lines = [Path(line.strip()) for line in value(option).splitlines() if line.strip()]
+    return [path if path.is_absolute() else Path(shared.models_path, path) for path in lines]
 
 
 def cache_bytes() -> int:
@@ -106,7 +119,7 @@ def preset_problem() -> str | None:
 
 
 def _info(option: Option, component: Callable[..., Any]) -> Any:
-    arguments = {**option.arguments, **(_hidden() if option is FOLDERS else {})}
+    arguments = {**option.arguments, **(_hidden() if option in (FOLDERS, ADAPTERS) else {})}
 
     def make(**host_arguments: Any) -> Any:
         return component(option.kind, **host_arguments)

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 _OTHERS = (("modules_forge", "Forge"), ("modules.modeldata", "SD.Next"), ("modules.sd_samplers_diffusers", "SD.Next"))
 _NEEDED = tuple(f"modules.{name}" for name in (
-    "extra_networks", "hashes", "patches", "script_callbacks", "sd_models", "sd_unet", "shared", "cache", "scripts", "ui_extra_networks",
+    "extra_networks", "hashes", "patches", "script_callbacks", "sd_models", "sd_unet", "shared", "cache", "scripts", "infotext_utils", "ui_extra_networks",
     "ui_extra_networks_user_metadata"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,19 +12,24 @@ from modules import call_queue, devices, shared
 
 from lib_lycoris.training.conditioning import autocast
 from lib_lycoris.training.config import TrainConfig
+from lib_lycoris.training.desk import Desk
+from lib_lycoris.training.fence import Fence
 from lib_lycoris.training.job import Leads, TrainJob
 from lib_lycoris.training.loop import train
+from lib_lycoris.training.pace import Paces
 from lib_lycoris.training.preflight import check_training
 from lib_lycoris.training.progress import StepReport
 from lib_lycoris.training.result import TrainResult
 from lib_lycoris.training.trainer import check_settings
 
-from . import host
+from . import host, settings
 from .applier import Applier
 from .backbone import WebUIBackbone
 from .interrogate import Interrogation
 
 _SECONDS_TO_END = 120.0
+_ADVICE = ("upload the pictures, or start the WebUI with --lycoris-datasets FOLDER (or with --enable-insecure-extension-access, which allows every folder to "
+           "everybody who reaches it)")
 
 
 class Training:
@@ -33,11 +39,19 @@ class Training:
 
     Args:
         applier: whose networks come off the model, and whose catalogue hears of a new one.
+        sample: draws the sample pictures into a folder; None: there are none.
+
+    Attributes:
+        desk: what is around a training: pictures, presets, settings in other forms.
     """
 
-    def __init__(self, applier: Applier) -> None:
+    def __init__(self, applier: Applier, sample: Callable[[Path], object] | None = None) -> None:
         self._applier = applier
-        self.job = TrainJob(self._run, call_queue.queue_lock)
+        home = host.own_folder()
+        self.job = TrainJob(self._run, call_queue.queue_lock, home / "training.json")
+        self._paces = Paces(home / "paces.json")
+        self._fence = Fence(lambda: [*_written(), home], _readable if host.open_to_others() else None, _ADVICE)
+        self.desk = Desk(home, self._fence, self._config, self.job, sample)
         self._interrogation = Interrogation(call_queue.queue_lock)
 
     def start(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +92,16 @@ class Training:
         """
         config = self._config(values)
         backbone = WebUIBackbone(config, host.find_loaded(config.model.checkpoint))
-        return check_training(config, backbone, backbone.side).lines()
+        pace, free = self._paces.seconds_a_step(config, backbone), call_queue.queue_lock.acquire(blocking=False)
+        try:
+            return check_training(config, backbone, backbone.side, free, pace).lines()
+        finally:
+            if free:
+                call_queue.queue_lock.release()
+
+    def preview(self) -> dict[str, Any]:
+        """Asks the training for preview pictures after the step it is in; gives its state."""
+        return self.job.preview().to_dict()
 
     def preprocess(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Writes captions for the pictures of a folder that have none, by one of the host's interrogators; gives what was written.
@@ -86,6 +109,8 @@ class Training:
         Raises:
             LycoError: an unknown key or interrogator, a folder that can't be used.
         """
+        if isinstance(values.get("folder"), str):
+            self._fence.check_read("folder", values["folder"])
         return self._interrogation.write_captions(values)
 
     def defaults(self) -> dict[str, Any]:
@@ -115,6 +140,7 @@ class Training:
                     config = config.set(f"{section}.{name}", value)
         if config.network.kind == "embedding" and config.output.folder == str(host.network_folders()[0]):  # as the page has it, or nobody said anything
             config = config.set("output.folder", str(host.embedding_folder()))
+        self._fence.check(config)
         checkpoint = host.find_checkpoint(config.model.checkpoint)
         if host.is_loaded(checkpoint):
             backbone = WebUIBackbone(config, checkpoint)
@@ -128,9 +154,21 @@ class Training:
         host.load_checkpoint(checkpoint)
         backbone = WebUIBackbone(config, checkpoint, self._applier.leave_model)
         try:
-            return train(config, backbone, **{**leads.for_train(), "on_step": _showing(leads.on_step), "should_stop": _Ending(backbone, leads)})
+            result = train(config, backbone, **{**leads.for_train(), "on_step": _showing(leads.on_step), "should_stop": _Ending(backbone, leads)})
+            state = self.job.state()
+            self._paces.note(config, backbone, state.step, state.seconds)
+            return result
         finally:
             self._applier.catalogue.scan()
+
+
+def _written() -> list[Path]:
+    """The folders in which the host and we look for what trainings make."""
+    return [*settings.network_folders(), host.embedding_folder(), host.adapter_folder()]
+
+
+def _readable() -> list[Path]:
+    return [Path(folder) for folder in host.dataset_folders()]
 
 
 class _Ending:

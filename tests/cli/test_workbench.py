@@ -41,7 +41,7 @@ def test_unknown_and_bad_settings_are_named(bench):
 
 def test_while_a_training_runs_pictures_wait_or_are_refused(bench, captioned_pictures, tmp_path):
     config = {"data": {"folders": [str(captioned_pictures)], "resolution": 64}, "network": {"rank": 1}, "training": {"steps": 100_000},
-              "output": {"name": "long", "folder": str(tmp_path / "elsewhere"), "save_every": 0}}
+              "output": {"name": "long", "folder": str(tmp_path / "outputs" / "elsewhere"), "save_every": 0}}
     bench.train(config)
     try:
         for _ in range(3000):

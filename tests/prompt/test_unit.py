@@ -69,7 +69,7 @@ def test_an_unknown_name_is_told_with_the_nearest():
 @pytest.mark.parametrize(("values", "words"), [
     ({"weight": "1"}, "unit.weight"), ({"resize_mode": "fill"}, "crop and resize"), ({"start": 0.8, "end": 0.2}, "unit.start"),
     ({"level_weights": "1,2"}, "4 numbers"), ({"level_weights": "1,2,x,4"}, "4 numbers"), ({"level_weights": "nan"}, "4 numbers"),
-    ({"processor_resolution": 8}, "64"), ({"weight": float("inf")}, "unit.weight"), ({"enabled": 1}, "unit.enabled"),
+    ({"processor_resolution": 8}, "16"), ({"weight": float("inf")}, "unit.weight"), ({"enabled": 1}, "unit.enabled"),
 ])
 def test_wrong_values_are_refused_when_the_unit_is_made(values, words):
     with pytest.raises(ConfigError, match=re.escape(words)):

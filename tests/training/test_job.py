@@ -12,7 +12,7 @@ import pytest
 
 from lib_lycoris.errors import BusyError, TrainingError
 from lib_lycoris.training.config import TrainConfig
-from lib_lycoris.training.job import TrainJob
+from lib_lycoris.training.job import JobState, TrainJob
 from lib_lycoris.training.loop import train
 from lib_lycoris.training.progress import StepReport
 from lib_lycoris.training.result import TrainResult
@@ -283,3 +283,104 @@ def test_there_is_nothing_to_resume_where_nothing_was_stopped():
     job.wait(20)
     with pytest.raises(BusyError, match="nothing to resume"):
         job.resume()
+
+
+def kept(path, gate=None):
+    return TrainJob(steps_of(3, gate), record=path)
+
+
+def test_a_new_program_finds_the_last_training_with_its_curve(tmp_path):
+    job = kept(tmp_path / "deep" / "job.json")
+    job.start(CONFIG)
+    ended = job.wait(20)
+    found = kept(tmp_path / "deep" / "job.json").state()
+    assert found == ended and found.losses and found.phase == "done"
+
+
+def test_a_training_that_was_killed_is_found_as_interrupted_and_can_be_resumed(tmp_path):
+    gate, path = threading.Event(), tmp_path / "job.json"
+    killed = kept(path, gate)
+    killed.start(CONFIG)
+    wait_for(lambda: killed.state().step == 1)
+    wait_for(lambda: json.loads(path.read_text())["state"]["phase"] == "running")
+    resumed = []
+    job = TrainJob(lambda config, leads: resumed.append((config, leads.resume)) or result_of(Path("nets/dog.safetensors"), 3), record=path)
+    state = job.state()
+    assert (state.phase, state.name, state.busy) == ("interrupted", "dog", False) and state.version > killed.state().version
+    assert "resume" in state.log[-1] and job.config() == CONFIG
+    job.resume()
+    assert job.wait(20).phase == "done" and resumed == [(CONFIG, True)]
+    gate.set()
+    killed.wait(20)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', '{"version": 1, "state": {"losses": 3}, "config": {}}', '{"version": 99, "state": {}}'])
+def test_a_record_that_cannot_be_used_is_no_training(tmp_path, text):
+    (tmp_path / "job.json").write_text(text)
+    job = kept(tmp_path / "job.json")
+    assert job.state() == JobState() and job.config() is None
+    with pytest.raises(BusyError, match="nothing to resume"):
+        job.resume()
+
+
+def test_a_record_of_another_versions_config_still_shows_what_happened(tmp_path):
+    job = kept(tmp_path / "job.json")
+    job.start(CONFIG)
+    job.wait(20)
+    plain = json.loads((tmp_path / "job.json").read_text())
+    plain["config"]["network"]["brand_new"] = 1
+    (tmp_path / "job.json").write_text(json.dumps(plain))
+    found = kept(tmp_path / "job.json")
+    assert found.state().phase == "done" and found.config() is None
+
+
+def test_a_folder_that_cannot_be_written_to_stops_no_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    job = kept(tmp_path / "file" / "job.json")
+    job.start(CONFIG)
+    assert job.wait(20).phase == "done"
+
+
+def test_previews_are_asked_for_once_and_told_with_those_from_before(tmp_path):
+    asked, gate = [], threading.Event()
+
+    def run(config, leads):
+        leads.viewer.show(0, "a dog", Path("before.png"))
+        for step in (1, 2, 3):
+            leads.on_step(report_of(step, 3, 0.5))
+            assert step > 1 or gate.wait(20)
+            asked.append(leads.viewer.wanted())
+            if asked[-1]:
+                leads.viewer.show(step, "a dog", Path(f"{step}.png"))
+        return result_of(Path("nets/dog.safetensors"), 3)
+
+    job = TrainJob(run)
+    with pytest.raises(BusyError, match="no training is under way"):
+        job.preview()
+    job.start(CONFIG)
+    wait_for(lambda: job.state().step == 1)
+    job.preview()
+    gate.set()
+    state = job.wait(20)
+    assert asked == [True, False, False] and state.previews == ((0, "a dog", "before.png"), (1, "a dog", "1.png"))
+    assert json.loads(json.dumps(state.to_dict()))["previews"] == [[0, "a dog", "before.png"], [1, "a dog", "1.png"]]
+
+
+def test_what_the_page_draws_goes_on_where_a_resumed_training_stood():
+    job = TrainJob(lambda config, leads: leads.on_step(report_of(5 if leads.resume else 4, 9, 0.5)) or result_of(Path("nets/dog.safetensors"), 5, True))
+    job.start(CONFIG)
+    job.wait(20)
+    job.resume()
+    assert [step for step, _ in job.wait(20).rates] == [4, 5]
+
+
+def test_the_state_says_each_layers_rank_while_a_method_takes_some_away():
+    def run(config, leads):
+        report = StepReport(1, 1, 0.5, 0.5, 1e-3, 1.0, 0.0, ranks=9, layer_ranks={"unet.a": 4, "unet.b": 5})
+        leads.on_step(report)
+        return result_of(Path("nets/dog.safetensors"), 1)
+
+    job = TrainJob(run)
+    job.start(TrainConfig.from_dict({"network": {"kind": "adalora", "init_rank": 24}}))
+    state = job.wait(20).to_dict()
+    assert state["ranks"] == {"unet.a": 4, "unet.b": 5} and state["initial_rank"] == 24

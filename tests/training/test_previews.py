@@ -36,10 +36,11 @@ def test_pictures_are_of_the_network_as_it_stands_and_in_one_grid(tmp_path):
     train(config, Painter())
     folder = tmp_path / "out/net-previews"
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["grid.png", *(f"step{step:08}-{number}.png" for step in (4, 8, 12) for number in (0, 1))]
+    assert names == ["grid.png", *(f"step{step:08}-{number}.png" for step in (0, 4, 8, 12) for number in (0, 1))]
     painter = Painter()
     painter.unet.eval()
     plain = painter.preview("colour 1", 5)
+    assert np.array_equal(np.array(Image.open(folder / "step00000000-0.png")), plain)  # before the first step the model is as it was
     for step, name in ((4, "net-step00000004"), (8, "net-step00000008"), (12, "net")):
         with patch(painter.unet, painter.text_encoders) as session:
             assert session.apply([(open_network(tmp_path / f"out/{name}.safetensors"), 1.0)]) == []
@@ -77,8 +78,8 @@ def test_what_fails_is_told_and_the_training_goes_on(tmp_path):
     backbone = Painter()
     backbone.preview = lambda prompt, seed: (_ for _ in ()).throw(RuntimeError("out of\nmemory"))
     result = train(config_of(tmp_path), backbone)
-    assert result.steps == 12 and len(result.problems) == 6
-    assert result.problems[0] == "no preview of colour 1 after step 4: RuntimeError: out of memory"
+    assert result.steps == 12 and len(result.problems) == 8
+    assert result.problems[0] == "no preview of colour 1 after step 0: RuntimeError: out of memory"
 
 
 def test_a_damaged_picture_in_the_folder_costs_the_grid_alone(tmp_path):
@@ -86,7 +87,7 @@ def test_a_damaged_picture_in_the_folder_costs_the_grid_alone(tmp_path):
     folder.mkdir(parents=True)
     (folder / "step00000001-0.png").write_bytes(b"no picture")
     result = train(config_of(tmp_path), Painter())
-    assert result.steps == 12 and all("no grid" in problem for problem in result.problems) and len(list(folder.glob("step*"))) == 7
+    assert result.steps == 12 and all("no grid" in problem for problem in result.problems) and len(list(folder.glob("step*"))) == 9
 
 
 def test_networks_on_the_way_are_those_of_trainings_that_ended_there(tmp_path):
@@ -103,4 +104,32 @@ def test_epochs_count_too_and_previews_come_with_each_network(tmp_path):
     # three pictures, two a step: epochs are full after steps 2 (1⅓), 3, 5, 6, …; every second one: 3, 6, 9, 12
     path = train(config_of(tmp_path, output__network_epochs=2, output__preview_every=0), Painter()).path
     assert sorted(file.stem for file in path.parent.glob("*.safetensors")) == ["net", "net-step00000003", "net-step00000006", "net-step00000009"]
-    assert sorted(file.name for file in (path.parent / "net-previews").glob("*-1.png")) == [f"step{step:08}-1.png" for step in (3, 6, 9, 12)]
+    assert sorted(file.name for file in (path.parent / "net-previews").glob("*-1.png")) == [f"step{step:08}-1.png" for step in (0, 3, 6, 9, 12)]
+
+
+class Onlooker:
+    """Wants pictures after some steps, and remembers what it was shown."""
+
+    def __init__(self, *steps):
+        self.steps, self.asked, self.shown = steps, 0, []
+
+    def wanted(self):
+        self.asked += 1
+        return self.asked in self.steps
+
+    def show(self, step, prompt, path):
+        self.shown.append((step, prompt, path))
+
+
+def test_whoever_looks_on_gets_pictures_when_they_are_asked_for_of_captions_where_no_prompts_are_given(tmp_path):
+    onlooker = Onlooker(3, 7)
+    train(make_config(tmp_path), Painter(), viewer=onlooker)
+    assert [(step, path.name) for step, _, path in onlooker.shown] == [(step, f"step{step:08}-{number}.png") for step in (3, 7) for number in (0, 1)]
+    captions = {path.read_text() for path in tmp_path.rglob("*.txt")}
+    assert {prompt for _, prompt, _ in onlooker.shown} <= captions and all(path.is_file() for _, _, path in onlooker.shown)
+
+
+def test_whoever_looks_on_hears_of_those_that_are_due_and_of_those_before_the_first_step(tmp_path):
+    onlooker = Onlooker()
+    train(config_of(tmp_path), Painter(), viewer=onlooker)
+    assert [step for step, _, _ in onlooker.shown] == [0, 0, 4, 4, 8, 8, 12, 12]

@@ -15,7 +15,7 @@ from lib_lycoris.errors import ConfigError
 from lib_lycoris.setting import Setting
 from lib_lycoris.training.config import KINDS, TrainConfig, settings
 from lib_lycoris.training.job import JobState
-from lib_lycoris.ui import text
+from lib_lycoris.ui import curves, text
 from lib_lycoris.ui.fields import element_id, explanation, label
 from lib_lycoris.ui.generate import GeneratePage, insert_tag
 from lib_lycoris.ui.page import LATE, make_look, make_page
@@ -85,7 +85,7 @@ def test_the_hosts_defaults_reach_the_config():
 
 
 def test_a_beginner_sees_six_fields():
-    assert len([key for row in FIRST for key in row]) == 6
+    assert len([key for row in FIRST for key in row]) + 1 == 6  # and the preset
 
 
 def test_every_field_has_its_own_label_its_sentence_and_its_element():
@@ -172,21 +172,22 @@ def test_the_page_polls_once_a_second_and_not_at_all_where_it_may_not():
 def test_a_look_at_what_is_shown_already_changes_nothing():
     look = make_train_look(Desk(JobState(version=3, phase="running", name="dog", step=2, steps=9)).page())
     first = look("")
-    assert first[-1] == "3"
-    unchanged = look("3")
+    assert first[-1].startswith("3|")
+    unchanged = look(first[-1])
     assert len(unchanged) == len(first)
     assert all(value == gr.update() for value in unchanged)
 
 
-@pytest.mark.parametrize(("phase", "may_start", "may_stop", "pause"), [
-    ("idle", True, False, None), ("preparing", False, True, "Pause"), ("running", False, True, "Pause"), ("pausing", False, True, None),
-    ("paused", False, True, "Resume"), ("stopping", False, False, None), ("done", True, False, None), ("stopped", True, False, "Resume"),
-    ("failed", True, False, "Resume"),
+@pytest.mark.parametrize(("phase", "may_start", "may_stop", "pause", "may_preview"), [
+    ("idle", True, False, None, False), ("preparing", False, True, "Pause", True), ("running", False, True, "Pause", True),
+    ("pausing", False, True, None, False), ("paused", False, True, "Resume", False), ("stopping", False, False, None, False),
+    ("done", True, False, None, False), ("stopped", True, False, "Resume", False), ("failed", True, False, "Resume", False),
+    ("interrupted", True, False, "Resume", False),
 ])
-def test_buttons_can_be_pressed_only_when_they_would_work(phase, may_start, may_stop, pause):
-    shown = make_train_look(Desk(JobState(version=1, phase=phase)).page())("")
-    assert (shown[4]["interactive"], shown[5]["interactive"], shown[6]["interactive"]) == (may_start, may_stop, pause is not None)
-    assert pause is None or shown[6]["value"] == pause
+def test_buttons_can_be_pressed_only_when_they_would_work(phase, may_start, may_stop, pause, may_preview):
+    start, stop, pauses, preview = make_train_look(Desk(JobState(version=1, phase=phase)).page())("")[-5:-1]
+    assert (start["interactive"], stop["interactive"], preview["interactive"]) == (may_start, may_stop, may_preview)
+    assert pauses["interactive"] == (pause is not None) and (pause is None or pauses["value"] == pause)
 
 
 def test_start_hands_over_the_config_and_shows_an_error_as_text():
@@ -194,7 +195,7 @@ def test_start_hands_over_the_config_and_shows_an_error_as_text():
     blocks, form = train_form(desk.page())
     values = values_of(form)
     starts = [handler for handler in handlers(blocks) if handler.__name__ == "start_training"]
-    assert starts[0](*values) == ""
+    assert starts[0]("", *values)[:2] == ["", ""]
     assert desk.configs == [form.config(values)]
 
     def refuse(config):
@@ -202,9 +203,66 @@ def test_start_hands_over_the_config_and_shows_an_error_as_text():
 
     page = Desk().page()
     blocks, form = train_form(TrainPage(refuse, page.stop, page.state, page.check))
-    answer = next(handler for handler in handlers(blocks) if handler.__name__ == "start_training")(*values_of(form))
-    assert "no folder" in answer
-    assert "<img" not in answer
+    answer = next(handler for handler in handlers(blocks) if handler.__name__ == "start_training")("", *values_of(form))
+    assert "no folder" in answer[0]
+    assert "<img" not in answer[0]
+
+
+def test_an_error_stands_at_the_field_that_caused_it_until_it_is_mended():
+    answers = ["data.folders = []: name a folder", ""]
+
+    def refuse(config):
+        error = answers.pop(0)
+        if error:
+            raise ConfigError(error)
+
+    page = Desk().page()
+    blocks, form = train_form(TrainPage(refuse, page.stop, page.state, page.check))
+    start = next(handler for handler in handlers(blocks) if handler.__name__ == "start_training")
+    place = list(form.fields()).index("data.folders")
+    _, key, *updates = start("", *values_of(form))
+    assert key == "data.folders" and "name a folder" in updates[place]["info"]
+    assert all(update == gr.update() for number, update in enumerate(updates) if number != place)
+    _, key, *updates = start(key, *values_of(form))
+    assert key == "" and updates[place]["info"] == form.fields()["data.folders"].info
+
+
+def test_fields_that_the_chosen_kind_does_not_know_are_hidden_and_left_out():
+    unknown = {"locon": ["network.target_rank"], "lora": ["network.target_rank", "network.conv_rank"], "adalora": ["network.conv_rank"]}
+    form = train_form(Desk().page(unknown=unknown))[1]
+    assert form.kind_keys() == ["network.conv_rank", "network.target_rank"]
+    assert [form.fields()[key].visible for key in form.kind_keys()] == [True, False]
+    assert [update["visible"] for update in form.show_for("adalora")] == [False, True]
+    typed = {**dict(zip(form.fields(), values_of(form), strict=True)), "network.conv_rank": "3", "network.target_rank": "5", "network.kind": "adalora"}
+    assert form.config(typed.values())["network"]["target_rank"] == 5 and "conv_rank" not in form.config(typed.values())["network"]
+
+
+def test_a_preset_fills_in_all_fields_but_those_of_one_training():
+    form = train_form(Desk().page(defaults={"training.precision": "fp16"}))[1]
+    updates = dict(zip(form.fields(), form.fill({"network.rank": 3, "training.steps": 7, "network.targets": ["q"]}, ("data.folders",)), strict=True))
+    assert (updates["network.rank"]["value"], updates["training.steps"]["value"], updates["network.targets"]["value"]) == (3, "7", ["q"])
+    assert updates["data.folders"] == gr.update() and updates["training.precision"]["value"] == "fp16" and updates["data.flip"]["value"] is False
+
+
+def test_curves_and_bars_are_drawn_of_numbers_and_told_in_words():
+    svg = curves.curves({"loss": [(1, 0.5), (2, 0.25)], "validation": [(2, 0.3)]}, "Loss")
+    assert 'aria-label="Loss: loss 0.25 at step 2; validation 0.3 at step 2"' in svg and svg.count("<polyline") == 2
+    assert curves.curves({"loss": [(1, 0.5)]}, "Loss") == "" and curves.curves({"loss": [(1, float("nan"))]}, "x") == ""
+    html = curves.ranks({"unet.down_blocks_1_x": 4, "unet.down_blocks_1_y": 8, "te1.<b>": 0, "unet.mid_block_z": 2}, 12)
+    assert 'value="6.000"' in html and "down 1" in html and "<b>" not in html and 'max="12"' in html and "3.5 on average" in html
+    assert curves.ranks({}, 4) == ""
+    flat = curves.curves({"rate": [(1, 1e-4), (2, 1e-4)]}, "Learning rate")
+    assert flat.count("<polyline") == 1 and "NaN" not in flat
+
+
+def test_previews_stand_beside_the_picture_from_before_and_are_sent_once():
+    previews = [(0, "a <b>zorb</b>", "step0-0.png"), *((step, "a <b>zorb</b>", f"step{step}-0.png") for step in range(10, 100, 10))]
+    page = Desk(JobState(version=1, phase="running", previews=tuple(previews))).page(thumbnail=lambda path: path.encode())
+    look = make_train_look(page)
+    shown = look("")
+    html = shown[2]
+    assert html.count("<img") == 6 and "before" in html and "step 90" in html and "step 10<" not in html and "<b>" not in html
+    assert look(shown[-1].replace("1|", "0|", 1))[2] == gr.update()
 
 
 def test_nothing_that_a_user_or_a_file_names_becomes_html():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from .adapter_files import write_adapters
 from .network_files import CONVOLUTION, LINEAR, write_foreign_network, write_ia3, write_network
 from .real import RealWebUI, find_webui
 from .stand_in import StandIn
@@ -27,6 +28,7 @@ def write_networks(webui) -> None:
     write_foreign_network(webui.networks / "elsewhere.safetensors", 9, webui.shapes)
     whole = (webui.networks / "A.safetensors").read_bytes()
     (webui.networks / "broken.safetensors").write_bytes(whole[: len(whole) // 2])
+    write_adapters(webui.networks.parent / "T2I-Adapter", webui.shapes)
 
 
 def start_real(folder: Path, port_offset: int = 0, flags: tuple[str, ...] = ()):

@@ -36,7 +36,8 @@ class StandIn:
 
         self._builtin, self._extra_networks, self._callbacks = networks, extra_networks, script_callbacks
         self._models, self._shared = sd_models, shared
-        shared.models_path, networks.folder = str(folder), self.networks
+        shared.models_path, shared.data_path, networks.folder = str(folder), str(folder / "data"), self.networks
+        shared.cmd_opts.embeddings_dir = str(folder / "embeddings")
         torch.manual_seed(0)
         first = tiny_model.TinyModel()
         configs = {self.base: "a", self.same_config: "a", self.own_config: "b"}
@@ -56,6 +57,7 @@ class StandIn:
 
         wanted = {**DEFAULTS, **settings, "prompt": prompt}
         init, checkpoint = wanted.pop("init"), wanted.pop("checkpoint")
+        wanted["script_args"] = {name: given["args"] for name, given in wanted.pop("alwayson_scripts", {}).items()}
         if checkpoint is not None:
             self._shared.opts.data["sd_model_checkpoint"] = checkpoint
         if init is not None:
@@ -67,7 +69,8 @@ class StandIn:
                 latents, texts = processing.process_images(p)
             finally:
                 p.close()
-        return Reply([self.decode(each) for each in latents], list(p.comments), p.extra_generation_params, "\n".join(texts))
+        maps = [picture.tobytes() for picture in p.processed.images]
+        return Reply([self.decode(each) for each in latents] + maps, list(p.comments), p.extra_generation_params, "\n".join(texts))
 
     @staticmethod
     def decode(latents: torch.Tensor) -> bytes:

@@ -1,5 +1,7 @@
 """A picture's way through the host, from its prompts to its latents: every call to scripts, networks and caches in the host's order."""
 
+from types import SimpleNamespace
+
 import torch
 from PIL import Image
 from torch.nn import functional
@@ -83,11 +85,22 @@ class StableDiffusionProcessing:
     def get_conds(self):
         return (self.hr_c, self.hr_uc) if self.is_hr_pass else (self.c, self.uc)
 
+    def args_of(self, script):
+        return getattr(self, "script_args", {}).get(script.title().lower(), ())
+
+    def tell_scripts(self, latents, cond, uncond):
+        for script in self.scripts:
+            try:
+                script.process_before_every_sampling(self, *self.args_of(script), x=latents, noise=latents, c=cond, uc=uncond)
+            except Exception as error:
+                print("Error running process_before_every_sampling:", error)
+
     def sample(self, latents):
         sampler, steps = sd_samplers.Sampler(self.sampler_name), self.steps
         if hasattr(self, "init_images"):
             steps = sd_samplers_common.setup_img2img_steps(self)[1] + 1
             latents = (1 - self.denoising_strength) * self.init_images[0] + self.denoising_strength * latents
+        self.tell_scripts(latents, self.c, self.uc)
         latents = sampler.sample(self, latents, self.c, self.uc, steps)
         if not self.enable_hr:
             return latents
@@ -100,6 +113,7 @@ class StableDiffusionProcessing:
             extra_networks.activate(self, self.hr_extra_network_data)
         self.calculate_hr_conds()
         latents = functional.interpolate(latents, scale_factor=2)
+        self.tell_scripts(latents, self.hr_c, self.hr_uc)
         latents = sampler.sample(self, latents, self.hr_c, self.hr_uc, self.hr_second_pass_steps or self.steps)
         self.is_hr_pass = False
         return latents
@@ -123,7 +137,7 @@ def process_images(p):
     sd_models.reload_model_weights(checkpoint)
     p.setup_prompts()
     for script in p.scripts:
-        script.process(p)
+        script.process(p, *p.args_of(script))
     made, texts = [], []
     with torch.no_grad():
         for number in range(p.n_iter):
@@ -145,10 +159,11 @@ def process_images(p):
             made += p.sample(torch.cat([torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in p.seeds]))
             p.prompts, p.negative_prompts = p.of_batch(p.all_prompts), p.of_batch(p.all_negative_prompts)
             texts += [_infotext(p, row) for row in range(len(p.prompts))]
+    p.processed = SimpleNamespace(images=[], infotexts=list(texts))
     if not p.disable_extra_networks and p.extra_network_data:
         extra_networks.deactivate(p, p.extra_network_data)
     for script in p.scripts:
-        script.postprocess(p, None)
+        script.postprocess(p, p.processed, *p.args_of(script))
     return Processed(made, texts)
 
 

@@ -14,6 +14,16 @@ scripts_data = [SimpleNamespace(module=plot), SimpleNamespace(module=plot), Simp
 
 
 class Script:
+    def title(self):
+        """Its name."""
+        return ""
+
+    def on_after_component(self, callback, *, elem_id):
+        """Called when a component is drawn; this host draws none."""
+
+    def process_before_every_sampling(self, p, *args, **kwargs):
+        """Before each pass, when its latents are known."""
+
     def before_process(self, p, *args):
         """Before a picture."""
 

@@ -37,8 +37,9 @@ class State:
         raise NotImplementedError("ask the stand-in's reload_ui")
 
 
+data_path = None
 opts = Options()
-cmd_opts = SimpleNamespace(api_auth=None, lowvram=False, api=True, no_prompt_history=False)
+cmd_opts = SimpleNamespace(api_auth=None, lowvram=False, api=True, no_prompt_history=False, embeddings_dir="embeddings")
 loaded_hypernetworks = []
 state = State()
 models_path = None

@@ -1,0 +1,270 @@
+"""One of the host's pictures with adapters: their control maps, their features on the UNet for the time of its sampling, and what goes wrong."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lib_lycoris.control import preparing as control
+from lib_lycoris.errors import AdapterError, ConfigError, LycoError, shown
+from lib_lycoris.patching.places import find_places
+from lib_lycoris.prompt.unit import Unit, render_unit
+from lib_lycoris.prompt.unit_values import split_unit
+
+from . import adapter_pictures, host
+from .adapter_texts import extend_texts
+from .problems import tell
+from .rows import rows_of, step_of
+
+INFOTEXT = "Lyco adapter {}"
+
+
+@dataclass
+class Asked:
+    """A unit of the picture.
+
+    Attributes:
+        number: of the unit on the page, from 1.
+        unit: its values.
+        pictures: what it was given beside them.
+    """
+
+    number: int
+    unit: Unit
+    pictures: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What problems call it."""
+        return f"adapter {self.number} ({self.unit.adapter})"
+
+
+class AdapterWork:
+    """Kept on the host's `p` as `lyco_adapters`. Its features are on the model during `p.sample` and at no other time."""
+
+    def __init__(self, p: Any, adapters: Any, asked: Sequence[Asked]):
+        self._owner = weakref.ref(p)
+        self._adapters = adapters
+        self._asked = list(asked)
+        self._control: Any = None
+        self._model: Any = None
+        self._size = (0, 0)
+        self._maps: dict[tuple[int, int, int], Any] = {}
+        self._device: Any = None
+        self._hires = False
+        self._pictures: list[int] = []
+        self._stop: AdapterError | None = None
+        self._barrier: Any = None
+
+    @staticmethod
+    def begin(p: Any, adapters: Any, units: Sequence[Mapping[str, Any]]) -> None:
+        """Reads the units of a picture that is about to be made; where some act, the picture samples under them."""
+        Sample.remove(p)
+        p.lyco_adapters = None
+        asked, problems = [], []
+        for number, values in enumerate(units, 1):
+            try:
+                unit, pictures = split_unit(values)
+                if unit.active:
+                    preprocessor, resolution = adapters.settle(unit)
+                    asked.append(Asked(number, replace(unit, preprocessor=preprocessor.name, processor_resolution=resolution), pictures))
+            except LycoError as error:
+                if values.get("enabled", True) is not False:
+                    problems.append((f"lyco: adapter {number}: {error}", values.get("strict") is True))
+        if not asked and not problems:
+            return
+        work = p.lyco_adapters = AdapterWork(p, adapters, asked)
+        p.sample = Sample(p, work)
+        for each in asked:
+            p.extra_generation_params[INFOTEXT.format(each.number)] = render_unit(each.unit)
+        for problem, strict in problems:
+            work.fail(problem, strict)
+
+    @staticmethod
+    def of(p: Any) -> AdapterWork | None:
+        """The one of this `p`, if it has one (a copied `p` brings its original's along)."""
+        work = getattr(p, "lyco_adapters", None)
+        return work if work is not None and work._owner() is p else None
+
+    def put_on(self, x: Any) -> None:
+        """Computes the features of a pass whose latents are `x` [B,C,h,w]; what can't be is told, or stops the picture if its unit is strict."""
+        p = self._owner()
+        self.take_off()
+        self._hires = bool(getattr(p, "is_hr_pass", False))
+        self._size, self._device = (x.shape[-1] * 8, x.shape[-2] * 8), x.device
+        self._pictures = [p.iteration * p.batch_size + row for row in range(len(x))]
+        with self._telling():
+            self._attach()
+
+    def before_step(self, params: Any) -> None:
+        """Follows a model that came in the middle of a pass, and turns the features to this step and these rows; called before each step."""
+        if not self._pictures:
+            return
+        with self._telling():
+            if host.loaded_model() is not self._model:
+                self._attach()
+            if self._control is not None:
+                rows = rows_of(params)
+                self._control.begin_step(*step_of(params.denoiser), [picture for picture, _ in rows])
+                extend_texts(params, self._control, rows)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Tells also what nobody foresaw: the host only prints it, and goes on without the adapter."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(f"lyco: adapters were left out: {type(error).__name__}: {shown(error)}", any(each.unit.strict for each in self._asked))
+            raise
+        finally:
+            if self._stop is not None and self._barrier is None:
+                self._barrier = host.trees_of(host.loaded_model()).unet.register_forward_pre_hook(lambda *_: self.raise_if_stopped())
+
+    def take_off(self) -> None:
+        """Leaves the model without a trace."""
+        on, self._control, self._model, self._pictures = self._control, None, None, []
+        if self._barrier is not None:
+            self._barrier.remove()
+            self._barrier = None
+        if on is not None:
+            on.restore()
+
+    def check(self) -> None:
+        """Tells what only showed while the model ran; called at the end of a sampling."""
+        if self._control is not None:
+            for problem in self._control.problems:
+                self.fail(f"lyco: {problem}", False)
+
+    def fail(self, problem: str, strict: bool) -> None:
+        """Tells a problem; where it comes from a strict unit, the sampling stops with it."""
+        p = self._owner()
+        tell(p, [problem])
+        if strict and self._stop is None:
+            self._stop = AdapterError(f"{problem.removeprefix('lyco: ')} (the unit is set to stop then)")
+
+    def raise_if_stopped(self) -> None:
+        """Raises what a strict unit stops the picture with."""
+        if self._stop is not None:
+            raise self._stop
+
+    def finish(self, processed: Any) -> None:
+        """Adds the control maps that were asked for to the results."""
+        p = self._owner()
+        wanted = {asked.number for asked in self._asked if asked.unit.save_map}
+        for (number, _, _), made in sorted(self._maps.items(), key=lambda item: item[0]):
+            if number in wanted:
+                adapter_pictures.add_result(p, processed, made, f"control-map-{number}")
+
+    def _attach(self) -> None:
+        """Puts the features on the model that is loaded now."""
+        if self._control is not None:
+            self._control.restore()
+        self._control, self._model = None, host.loaded_model()
+        acting = [each for each in self._asked if each.unit.in_pass(self._hires)]
+        if not acting:
+            return
+        try:
+            host.check_reachable("adapters")
+            unet = host.trees_of(self._model).unet
+            layout = find_places(unet).layout
+        except LycoError as error:
+            for each in acting:
+                self._refuse(each, str(error))
+            return
+        asked = [control.Asked(Unit(enabled=False))] * max(each.number for each in acting)
+        for each in acting:
+            try:
+                self._check_layout(each, layout)
+                asked[each.number - 1] = self._pictures_of(each)
+            except LycoError as error:
+                self._refuse(each, str(error))
+        try:
+            prepare = self._adapters.preparation.prepare
+            self._take(prepare(unet, asked, self._size, len(self._pictures), self._device, self._hires, host.base_model(self._model)))
+        except AdapterError as error:
+            self.fail(f"lyco: {error}", False)
+            self._stop = self._stop or error
+
+    def _take(self, prepared: Any) -> None:
+        """Keeps what was prepared for this pass."""
+        for problem in prepared.problems:
+            self.fail(f"lyco: {problem}", False)
+        if not self._hires:
+            self._maps.update({(number, place, self._pictures[0]): made for place, (number, made) in enumerate(prepared.maps)})
+        if prepared.fuser:
+            self._owner().extra_generation_params["Lyco adapter fuser"] = prepared.fuser
+        self._control = prepared.control
+
+    def _check_layout(self, asked: Asked, layout: str) -> None:
+        """Raises where an adapter is for another UNet: SD 1's and SDXL's have the same channels, so that nothing else would notice.
+
+        Raises:
+            LycoError: it is, or there is no such adapter.
+        """
+        self._adapters.path_of(asked.unit.adapter)
+        facts = self._adapters.shelf.facts(asked.unit.adapter)
+        if facts.layout is not None and facts.layout != layout:
+            raise ConfigError("it is for another model than the loaded checkpoint; refresh the list and choose one of those that fit")
+
+    def _refuse(self, asked: Asked, why: str) -> None:
+        self.fail(f"lyco: {asked.name} was left out: {why}", asked.unit.strict)
+
+    def _pictures_of(self, asked: Asked) -> control.Asked:
+        """A unit with what it looks at in this pass: one picture for all of the batch where they have the same, else one for each."""
+        sources = [self._source(asked, picture) for picture in self._pictures]
+        sources = sources[:1] if len(set(sources)) == 1 else sources
+        pictures = [self._picture(asked, source) for source in sources]
+        region = asked.pictures.get("mask")
+        if region is not None:
+            region = adapter_pictures.crop_to_masked(self._owner(), adapter_pictures.read_picture(region))
+        return control.Asked(asked.unit, tuple(each for each in pictures if each is not None), region)
+
+    def _source(self, asked: Asked, picture: int) -> int:
+        """Which of its pictures a unit looks at for one of the run's; -1: the only one it has, or none."""
+        own = asked.pictures.get("pictures")
+        if own:
+            return picture % len(own)
+        inits = getattr(self._owner(), "init_images", None) or ()
+        return -1 if "picture" in asked.pictures or len(inits) < 2 else picture % len(inits)
+
+    def _picture(self, asked: Asked, source: int) -> Any:
+        p, own = self._owner(), asked.pictures.get("pictures")
+        given = own[source] if own else asked.pictures.get("picture")
+        if given is not None:
+            return adapter_pictures.crop_to_masked(p, adapter_pictures.read_picture(given))
+        picture = adapter_pictures.init_picture(p, max(0, source))
+        return None if picture is None else adapter_pictures.fit_init(p, adapter_pictures.crop_to_masked(p, picture), self._size)
+
+
+class Sample:
+    """Stands in for one picture's own `sample`, in the instance alone: whatever happens in it, nothing of ours is on the model afterwards."""
+
+    def __init__(self, p: Any, work: AdapterWork):
+        self._owner = weakref.ref(p)
+        self._work = work
+        self._before = vars(p).get("sample")
+
+    def __call__(self, *values: Any, **named: Any) -> Any:
+        """The latents or pictures, as the host's method of this name gives them."""
+        p, work = self._owner(), self._work
+        try:
+            work.raise_if_stopped()
+            made = (self._before or type(p).sample.__get__(p))(*values, **named)
+            work.check()
+            work.raise_if_stopped()
+            return made
+        finally:
+            work.take_off()
+
+    @staticmethod
+    def remove(p: Any) -> None:
+        """Gives a picture back the `sample` that it had before."""
+        found = vars(p).get("sample")
+        if isinstance(found, Sample):
+            if found._before is None:
+                del p.sample
+            else:
+                p.sample = found._before

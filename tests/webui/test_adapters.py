@@ -1,0 +1,220 @@
+"""T2I-Adapters in pictures: what they do, what they leave behind, and what is said where they can't act."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import urllib.error
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("cv2", reason="OpenCV is not here; the WebUI has it")
+
+from .reply import distance
+
+ROUNDING = 2
+CHANGED = 5
+fresh = map("a form {}".format, itertools.count())
+
+
+def a_map(shift=0, height=64, width=64):
+    """A white square in base64."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[height // 4 : height // 2, width // 4 + shift : width // 2 + shift] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def a_unit(adapter="canny one", **values):
+    return {"adapter": adapter, "preprocessor": "none", "picture": a_map(), **values}
+
+
+def controlled(webui, prompt, *units, **settings):
+    return webui.picture(prompt, alwayson_scripts={"lyco adapters": {"args": list(units)}}, **settings)
+
+
+def clean(reply):
+    assert not reply.comments and not reply.problems, (reply.comments, reply.problems)
+    return reply
+
+
+def test_an_adapter_changes_the_picture_and_without_it_the_base_picture_comes_back_bit_for_bit(webui):
+    prompt = next(fresh)
+    before, model = webui.picture(prompt), webui.model()
+    changed = clean(controlled(webui, prompt, a_unit()))
+    assert distance(before, changed) > CHANGED
+    assert webui.model() == model
+    assert webui.picture(prompt).pictures == before.pictures
+    assert controlled(webui, prompt, a_unit()).pictures == changed.pictures
+    assert controlled(webui, prompt, a_unit(enabled=False)).pictures == before.pictures
+    assert controlled(webui, prompt, a_unit(weight=0)).pictures == before.pictures
+    assert controlled(webui, prompt, a_unit(start=0.5, end=0.5)).pictures == before.pictures
+
+
+def test_maps_weights_levels_and_regions_count(webui):
+    prompt = next(fresh)
+    plain = clean(controlled(webui, prompt, a_unit()))
+    others = [a_unit(picture=a_map(20)), a_unit(weight=0.5), a_unit(level_weights="1, 0, 0, 0"), a_unit("more/second"), a_unit(mask=a_map(10)),
+              a_unit(preprocessor="invert")]
+    replies = [plain, *(clean(controlled(webui, prompt, unit)) for unit in others)]
+    for one, other in itertools.combinations(replies, 2):
+        assert one.pictures != other.pictures
+    white = {"mask": base64.b64encode(_png(np.full((64, 64, 3), 255, np.uint8))).decode()}
+    assert distance(controlled(webui, prompt, a_unit(**white)), plain) <= ROUNDING
+    black = {"mask": base64.b64encode(_png(np.zeros((64, 64, 3), np.uint8))).decode()}
+    assert controlled(webui, prompt, a_unit(**black)).pictures == webui.picture(prompt).pictures
+
+
+def test_several_adapters_add_up_in_any_order_and_halves_make_a_whole(webui):
+    prompt = next(fresh)
+    one, two = a_unit(weight=0.6), a_unit("more/second", weight=0.7, picture=a_map(20))
+    both = clean(controlled(webui, prompt, one, two))
+    assert distance(both, controlled(webui, prompt, two, one)) <= ROUNDING
+    assert both.pictures not in (controlled(webui, prompt, one).pictures, controlled(webui, prompt, two).pictures)
+    halves = clean(controlled(webui, prompt, a_unit(weight=0.3), a_unit(weight=0.3)))
+    assert distance(halves, controlled(webui, prompt, one)) <= ROUNDING
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "Heun"])
+def test_start_and_end_part_the_steps_also_of_second_order(webui, sampler):
+    prompt = next(fresh)
+    whole = clean(controlled(webui, prompt, a_unit(), sampler_name=sampler, steps=6))
+    parted = clean(controlled(webui, prompt, a_unit(end=0.5), a_unit(start=0.5), sampler_name=sampler, steps=6))
+    first = clean(controlled(webui, prompt, a_unit(end=0.5), sampler_name=sampler, steps=6))
+    assert parted.pictures == whole.pictures != first.pictures
+    assert first.pictures != webui.picture(prompt, sampler_name=sampler, steps=6).pictures
+
+
+def test_each_picture_of_a_batch_has_its_own_map(webui):
+    prompt, maps = next(fresh), [a_map(shift) for shift in (0, 10, 20, 30)]
+    batch = clean(controlled(webui, prompt, a_unit(pictures=maps), batch_size=2, n_iter=2, seed=5))
+    for number, each in enumerate(maps):
+        alone = clean(controlled(webui, prompt, a_unit(picture=each), seed=5 + number))
+        assert max(abs(a - b) for a, b in zip(batch.pictures[number + len(batch.pictures) - 4], alone.pictures[0], strict=True)) <= ROUNDING
+
+
+@pytest.mark.parametrize("prompt", ["x AND y :0.6", "one"])
+def test_rows_are_found_where_the_host_cuts_a_step_into_calls(webui, prompt):
+    settings = {"negative_prompt": "bad", "batch_size": 2}
+    units = [a_unit(pictures=[a_map(), a_map(25)])]
+    whole = clean(controlled(webui, prompt, *units, **settings))
+    webui.set_options(batch_cond_uncond=False)
+    try:
+        assert distance(clean(controlled(webui, prompt, *units, **settings)), whole) <= ROUNDING
+    finally:
+        webui.set_options(batch_cond_uncond=True)
+    webui.set_options(skip_early_cond=0.4)
+    try:
+        assert clean(controlled(webui, prompt, *units, **settings)).pictures != whole.pictures
+    finally:
+        webui.set_options(skip_early_cond=0.0)
+
+
+def test_the_hires_pass_has_features_of_its_own_size(webui):
+    prompt, hires = next(fresh), {"enable_hr": True, "denoising_strength": 0.7}
+    if webui.kind == "real":
+        hires |= {"hr_upscaler": "Latent", "hr_scale": 1.5}
+    base = webui.picture(prompt, **hires)
+    both, low, high = (clean(controlled(webui, prompt, a_unit(hires=name), **hires)) for name in ("both", "low", "high"))
+    for one, other in itertools.combinations((base, both, low, high), 2):
+        assert one.pictures != other.pictures
+    assert webui.picture(prompt, **hires).pictures == base.pictures
+
+
+def test_beside_networks(webui):
+    prompt = next(fresh)
+    base, model = webui.picture(prompt), webui.model()
+    network, adapter = webui.picture(f"{prompt} <lyco:A:1>"), controlled(webui, prompt, a_unit())
+    both = clean(controlled(webui, f"{prompt} <lyco:A:1>", a_unit()))
+    for one, other in itertools.combinations((base, network, adapter, both), 2):
+        assert distance(one, other) > ROUNDING
+    assert distance(clean(controlled(webui, f"{prompt} <lora:A:1>", a_unit())), both) <= ROUNDING
+    assert clean(controlled(webui, prompt, a_unit())).pictures == adapter.pictures
+    assert webui.picture(f"{prompt} <lyco:A:1>").pictures == network.pictures
+    assert webui.picture(prompt).pictures == base.pictures
+    assert webui.model()["hooks"] == model["hooks"]
+
+
+@pytest.mark.parametrize("refiner", ["same_config", "own_config"])
+def test_a_refiner_gets_the_features_too(webui, refiner):
+    prompt, name = next(fresh), getattr(webui, refiner)
+    base = webui.picture(prompt)
+    settings = {"refiner_checkpoint": name, "refiner_switch_at": 0.5}
+    plain, guided = webui.picture(prompt, **settings), clean(controlled(webui, prompt, a_unit(), **settings))
+    early, late = (clean(controlled(webui, prompt, a_unit(**ends), **settings)) for ends in ({"end": 0.5}, {"start": 0.5}))
+    for one, other in itertools.combinations((plain, guided, early, late), 2):
+        assert one.pictures != other.pictures
+    assert webui.picture(prompt).pictures == base.pictures
+    assert webui.model()["hooks"] == {}
+
+
+@pytest.mark.parametrize("what", ["exception", "interrupt", "interrupt in a layer"])
+def test_nothing_stays_on_where_a_picture_breaks_off(webui, what):
+    prompt = next(fresh)
+    base, model = webui.picture(prompt), webui.model()
+    webui.break_at(2, what, "unet.input_blocks.1.0")
+    settings = {"alwayson_scripts": {"lyco adapters": {"args": [a_unit()]}}}
+    (webui.failing_picture if what == "exception" else webui.picture)(prompt, **settings)
+    assert webui.model() == model
+    assert webui.picture(prompt).pictures == base.pictures
+
+
+@pytest.mark.parametrize(("unit", "words"), [
+    (a_unit("nowhere"), "no adapter is called 'nowhere'"), (a_unit("xl"), "another model"), (a_unit("wide"), "another model"),
+    (a_unit("broken"), "cut off"), (a_unit(weight="heavy"), "unit.weight"), (a_unit(wieght=1), "did you mean weight"),
+    ({"adapter": "canny one"}, "needs a picture"), (a_unit(picture="????"), "no picture in base64"), (a_unit(picture="aGFsbG8="), "can't be read"),
+    (a_unit(preprocessor="cany"), "did you mean canny"), (a_unit(preprocessor="skeleton"), "needs key points"),
+    (a_unit("../../../../etc/hostname"), "no adapter is called"),
+])
+def test_what_can_not_act_is_told_and_a_strict_unit_stops_the_picture(webui, unit, words):
+    prompt = next(fresh)
+    base = webui.picture(prompt)
+    told = controlled(webui, prompt, unit)
+    assert words in "\n".join(told.comments) and words in told.problems
+    assert told.pictures == base.pictures
+    with pytest.raises((RuntimeError, urllib.error.HTTPError)) as error:
+        controlled(webui, prompt, unit | {"strict": True})
+    said = str(error.value) if not hasattr(error.value, "read") else error.value.read().decode()
+    assert words.replace("'", "") in said.replace("\\", "").replace("'", "")
+    assert webui.picture(prompt).pictures == base.pictures and webui.model()["hooks"] == {}
+
+
+def test_an_adapter_that_can_not_act_leaves_the_others_alone(webui):
+    prompt = next(fresh)
+    alone = controlled(webui, prompt, a_unit())
+    beside = controlled(webui, prompt, a_unit("xl"), a_unit())
+    assert beside.pictures == alone.pictures and "adapter 1 (xl)" in beside.problems
+
+
+def test_the_infotext_says_what_was_done(webui):
+    text = controlled(webui, next(fresh), a_unit(preprocessor="auto", weight=0.8, threshold_a=50, end=0.7)).parameters["Lyco adapter 1"]
+    assert text == "adapter=canny one; preprocessor=canny; threshold_a=50.0; weight=0.8; end=0.7"
+
+
+def test_the_control_map_comes_with_the_results_where_it_is_asked_for(webui):
+    prompt = next(fresh)
+    without, with_map = (controlled(webui, prompt, a_unit(save_map=wanted)) for wanted in (False, True))
+    assert with_map.pictures[:-1] == without.pictures
+    assert with_map.pictures[-1] == np.asarray(Image.open(io.BytesIO(base64.b64decode(a_map())))).tobytes()
+
+
+def test_a_program_in_the_unets_place_is_told(webui):
+    prompt = next(fresh)
+    webui.set_options(sd_unet="[probe] <b>plain</b>") if webui.kind == "real" else None
+    if webui.kind != "real":
+        pytest.skip("the stand-in's tests of such programs are in test_extension")
+    try:
+        assert "runs in the model's place, so adapters can't reach" in controlled(webui, prompt, a_unit()).problems
+    finally:
+        webui.set_options(sd_unet="None")
+    clean(controlled(webui, prompt, a_unit()))
+
+
+def _png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
