@@ -107,7 +107,8 @@ def make_app(bench: Workbench) -> Any:
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[ADDRESS, "localhost"])
     callables = Callables(networks=bench.shelf.rows, network=bench.shelf.look_into, remark=bench.shelf.remark, delete=bench.shelf.delete,
                           train=bench.train, state=bench.state, stop=bench.stop, pause=bench.pause, resume=bench.resume, preview=bench.preview,
-                          check=bench.check, desk=bench.desk, generate=lambda values: _generate(bench, values), library=library_calls(bench.library))
+                          check=bench.check, desk=bench.desk, generate=lambda values: _generate(bench, values), adapters=bench.adapters.rows,
+                          control_map=bench.adapters.control_map, preprocessors=bench.adapters.preprocessors, library=library_calls(bench.library))
     add_routes(app, callables, picture=record)
     page = make_page(bench, record)
     allowed = [str((bench.outputs / "pictures").resolve())]
@@ -155,6 +156,7 @@ def _generate(bench: Workbench, values: Mapping[str, Any]) -> dict[str, Any]:
     made = bench.generate(values, wait=False)
     for picture in made["pictures"]:
         picture["image"] = base64.b64encode(Path(picture["path"]).read_bytes()).decode("ascii")
+        picture["map_images"] = [base64.b64encode(Path(path).read_bytes()).decode("ascii") for path in picture["maps"]]
     return made
 
 

@@ -48,10 +48,15 @@ def add_units(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--region", metavar="PICTURE", dest="mask", action=_Of, help="where it acts: white on black")
     group.add_argument("--save-map", dest="save_map", nargs=0, action=_Of, help="write its control map too, beside the picture")
     group.add_argument("--strict-adapter", dest="strict", nargs=0, action=_Of, help="stop where it can't act, instead of going on without it")
-    parser.add_argument("--adapters", metavar="DIR", action="append",
-                        help=f"a folder in which adapters are looked for; may be given again (left out: {' and '.join(ADAPTER_FOLDERS)})")
+    add_adapters(parser)
     parser.add_argument("--fuser", metavar="NAME", default="auto", help="the CoAdapter fuser's file, auto (one that is there, for several adapters) or none")
     parser.add_argument("--clip-vision", metavar="PATH", help="CLIP's picture encoder (clip-vit-large-patch14's file or folder), which style adapters need")
+
+
+def add_adapters(parser: argparse.ArgumentParser) -> None:
+    """Adds --adapters."""
+    parser.add_argument("--adapters", metavar="DIR", action="append",
+                        help=f"a folder in which T2I-Adapters are looked for; may be given again (left out: {' and '.join(ADAPTER_FOLDERS)})")
 
 
 def asked_units(units: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -84,7 +89,7 @@ def make_preparation(folders: Sequence[str | Path], clip_vision: str | None = No
         from ..studio.clip_vision import load_clip_vision
 
         see = load_clip_vision(clip_vision, device)
-    return Preparation(AdapterShelf(folders), see)
+    return Preparation(AdapterShelf(folders, outside=True), see)
 
 
 def adapter_folders(given: list[str] | None) -> list[str]:
