@@ -97,8 +97,8 @@ def test_a_units_features_act_in_each_of_its_steps_on_both_prompts(model, shelf)
         check(model, found, lambda step: features if step in (1, 2) else None, number=number)
     assert made[0].problems == ()
     plain, _ = steps_of(model, shelf, [])
-    assert torch.equal(found[0][:1], plain[0]) or torch.allclose(found[0][:1], plain[0], atol=1e-5)
-    assert (found[-1][:1] - plain[-1]).abs().max() > 0.01
+    torch.testing.assert_close(found[0][:1], plain[0], atol=1e-2, rtol=1e-3)
+    assert (found[-1][:1] - plain[-1]).abs().max() > 0.1
 
 
 def test_each_picture_of_a_batch_follows_its_own_map(model, shelf):
