@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from lib_lycoris.errors import LycoError, RequestError, shown
+from lib_lycoris.errors import LycoError, NetworkFileError, RequestError, shown
 from lib_lycoris.library.cache import NetworkCache
 from lib_lycoris.library.catalogue import Catalogue
+from lib_lycoris.library.embeddings import Embedding, packed_embeddings
 from lib_lycoris.library.facts import read_facts
 from lib_lycoris.patching.session import Session
 from lib_lycoris.patching.weighting import Dial, Weighting
@@ -53,6 +54,7 @@ class Generation:
 
     Attributes:
         presets: names for block weights and elements and what they stand for, as in prompt.blocks.PRESETS; counts from the next `apply` on.
+        embeddings: the textual inversions that are packed with what is on, by the word that names each in a prompt.
     """
 
     def __init__(self, catalogue: Catalogue, cache: NetworkCache, session: Session, presets: Mapping[str, str] = PRESETS):
@@ -68,6 +70,7 @@ class Generation:
         self._one_prompt = True
         self._hires = self._refiner = False
         self._text: Hashable = ()
+        self.embeddings: dict[str, Embedding] = {}
 
     def apply(self, requests: Iterable[Request], hires: bool = False, refiner: bool = False) -> list[str]:
         """Puts on what one prompt asks for, whatever the number of pictures, in place of what was on; the rest is as in `apply_pictures`."""
@@ -97,6 +100,7 @@ class Generation:
         self._rows = [(picture, is_negative) for picture in range(len(positive)) for is_negative in (False, True)]
         try:
             self._parts, problems = self._read(positive, negative)
+            problems += self._read_embeddings()
             for part in self._parts:
                 part.unet = self._unet(part)
             self._text = None
@@ -172,6 +176,16 @@ class Generation:
             for request in unwanted:
                 reader.add(request, [] if request.on == "cond" else [(picture, True)])
         return list(reader.parts.values()), reader.problems
+
+    def _read_embeddings(self) -> list[str]:
+        """Reads what is packed with the networks; of two embeddings with one word the first counts."""
+        problems = []
+        for part in self._parts:
+            try:
+                self.embeddings = {**packed_embeddings(part.network), **self.embeddings}
+            except NetworkFileError as error:
+                problems.append(f"lyco: {error}; the network itself is on")
+        return problems
 
     def _unet(self, part: _Part) -> float | Dial:
         """One number, where the strength on the UNet is the same at every step and for all rows; else a dial."""

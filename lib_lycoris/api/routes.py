@@ -72,8 +72,13 @@ class Callables:
         preview: asks the running training for preview pictures now, gives the state.
         check: takes a training config, gives in words what would happen.
         desk: what is around a training, as `training.desk.Desk`: pictures, captions, uploads, presets, settings in other forms.
+        embeddings, embedding, remark_embedding, delete_embedding: the same four for textual inversions.
         preprocess: takes a folder and an interrogator's name, writes captions for the pictures without one, gives which.
         library: what can be done with the files on disk.
+        pictures: takes how many, gives the newest pictures that were made.
+        recall: takes a picture's name among them, gives its infotext and its settings.
+        read_picture: takes {"image": base64 of a PNG}, gives the same of it.
+        words: gives what a prompt may name: networks' tags, embeddings' words, trigger words.
         adapters: gives one mapping for each T2I-Adapter on disk.
         control_map: takes a picture (base64), sizes and a unit's values, gives the control map; the same route as `preprocess`, where no folder is named.
         preprocessors: gives one mapping for each preprocessor of control maps.
@@ -97,6 +102,10 @@ class Callables:
     control_map: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     preprocessors: Callable[[], Sequence[Mapping[str, Any]]] | None = None
     library: LibraryCalls | None = None
+    pictures: Callable[[], Sequence[Mapping[str, Any]]] | None = None
+    recall: Callable[[str], Mapping[str, Any]] | None = None
+    read_picture: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    words: Callable[[], Sequence[Mapping[str, Any]]] | None = None
 
     def list_adapters(self) -> Mapping[str, Any]:
         """The adapters, and the preprocessors."""
@@ -112,6 +121,10 @@ class Callables:
         if work is None:
             raise BodyError("this host makes only " + ("captions: name a folder" if self.preprocess else "control maps: give a picture"))
         return work(values)
+    embeddings: Callable[[], Sequence[Mapping[str, Any]]] | None = None
+    embedding: Callable[[str], Mapping[str, Any]] | None = None
+    remark_embedding: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
+    delete_embedding: Callable[[str], Mapping[str, Any]] | None = None
 
 
 def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str], bool] | None = None, picture: Sequence[Setting] = ()) -> None:
@@ -143,6 +156,11 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
     add("GET", f"/networks/{NAME}", "One network: what its file says, and the user's remarks", callables.network)
     add("PATCH", f"/networks/{NAME}", "Change the user's remarks on a network", callables.remark, _REMARKS)
     add("DELETE", f"/networks/{NAME}", "Move a network's file to the trash, and what belongs to it alone: remarks, previews", callables.delete)
+    embeddings = callables.embeddings
+    add("GET", "/embeddings", "The embeddings on disk", None if embeddings is None else lambda: {"embeddings": list(embeddings())})
+    add("GET", f"/embeddings/{NAME}", "One embedding: what its file says, its vectors' lengths, and the user's remarks", callables.embedding)
+    add("PATCH", f"/embeddings/{NAME}", "Change the user's remarks on an embedding", callables.remark_embedding, _REMARKS)
+    add("DELETE", f"/embeddings/{NAME}", "Move an embedding's file to the trash, and what belongs to it alone: remarks, previews", callables.delete_embedding)
     add("POST", "/train", "Start a training; the body is a training config", callables.train, json_schema())
     add("GET", "/train", "The training that runs or ran last", callables.state)
     add("POST", "/train/stop", "Save and end the running training", callables.stop)
@@ -160,6 +178,11 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
         add("POST", "/preprocess", "Make a control map of a picture; or, given a folder, write captions for its pictures that have none", callables.prepare,
             _PREPROCESS, largest=LARGEST_PICTURE)
     add("POST", "/generate", "Generate pictures", callables.generate, _picture_schema(picture, callables.adapters is not None), largest=LARGEST_PICTURE)
+    pictures, words = callables.pictures, callables.words
+    add("GET", "/pictures", "The newest pictures that were made", None if pictures is None else lambda: {"pictures": list(pictures())})
+    add("POST", "/pictures/read", "The settings in a PNG", callables.read_picture, _PICTURE, largest=LARGEST_PICTURE * 3)
+    add("GET", f"/pictures/{NAME}", "How one of them was made, and the settings for another like it", callables.recall)
+    add("GET", "/words", "What a prompt may name: networks, embeddings, trigger words", None if words is None else lambda: {"words": list(words())})
     if callables.library is not None:
         _add_library(add, callables.library)
 
@@ -187,9 +210,9 @@ def _picture_schema(record: Sequence[Setting], adapters: bool = False) -> dict[s
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
-def passwords(text: str) -> Callable[[str, str], bool]:
-    """The `authorise` for `add_routes` from the text of the host's `--api-auth`, "user:password,user2:password2"."""
-    known = dict(pair.strip().split(":", 1) for pair in text.split(",") if ":" in pair)
+def passwords(given: str | Mapping[str, str]) -> Callable[[str, str], bool]:
+    """The `authorise` for `add_routes` from {user: password}, or from the text of the host's `--api-auth`, "user:password,user2:password2"."""
+    known = dict(pair.strip().split(":", 1) for pair in given.split(",") if ":" in pair) if isinstance(given, str) else dict(given)
 
     def authorise(user: str, password: str) -> bool:
         expected = known.get(user)
@@ -228,19 +251,31 @@ def _endpoint(
 
     async def answer_known_users(request: Request, credentials: HTTPBasicCredentials | None = Depends(HTTPBasic(auto_error=False))) -> JSONResponse:  # noqa: B008
         if credentials is None or not authorise(credentials.username, credentials.password):
-            return _error_response(RefusedError(401, "wrong or missing user name and password: send those of the host's --api-auth"))
+            return _error_response(RefusedError(401, "wrong or missing user name and password: send those of the host's --api-auth or --gradio-auth"))
         return await answer(request)
 
     return answer_known_users
 
 
 def _refuse_foreign_origin(request: Request) -> None:
-    """Raises where a page of another site asks: a browser names a page's origin in `Origin` or `Sec-Fetch-Site`; programs send neither."""
-    origin, host = request.headers.get("origin"), request.headers.get("host", "")
-    if origin is not None and not _is_of(origin, host):
-        raise RefusedError(403, f"origin {origin!r} may not use this server: open the page from the server itself")
-    if origin is None and request.headers.get("sec-fetch-site") == "cross-site":
-        raise RefusedError(403, "a page of another site may not use this server: open the page from the server itself")
+    """Raises where a page of another site asks."""
+    reason = foreign(request.headers)
+    if reason is not None:
+        raise RefusedError(403, reason)
+
+
+def foreign(headers: Mapping[str, str]) -> str | None:
+    """Why a request is that of another site's page, or None: a browser names a page's origin in `Origin` or `Sec-Fetch-Site`; programs send neither.
+
+    Args:
+        headers: by name in small letters.
+    """
+    origin = headers.get("origin")
+    if origin is not None and not _is_of(origin, headers.get("host", "")):
+        return f"origin {origin!r} may not use this server: open the page from the server itself"
+    if origin is None and headers.get("sec-fetch-site") == "cross-site":
+        return "a page of another site may not use this server: open the page from the server itself"
+    return None
 
 
 def _is_of(origin: str, host: str) -> bool:
@@ -298,11 +333,15 @@ _ERROR = {
 }
 _NAME_DESCRIBED = {
     "name": "name", "in": "path", "required": True, "schema": {"type": "string"},
-    "description": "The network's name as in the list, with its folder where two have one name. To look at it, its alias or hash will do too.",
+    "description": "The name as in the list, with its folder where two have one name. To look at a network, its alias or hash will do too.",
 }
 _JOB = {
     "type": "object", "additionalProperties": False,
     "properties": {"job": {"type": "integer", "description": "Its number; left out: all that run and wait"}},
+}
+_PICTURE = {
+    "type": "object", "additionalProperties": False, "required": ["image"],
+    "properties": {"image": {"type": "string", "description": "The PNG's bytes in base64"}},
 }
 _PREPROCESS = {
     "type": "object",

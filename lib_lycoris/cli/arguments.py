@@ -8,6 +8,9 @@ from collections.abc import Callable
 NETWORK_FOLDERS = ("outputs", "networks")
 """Where networks are looked for: what was trained here, and what was brought from elsewhere."""
 
+EMBEDDING_FOLDERS = ("outputs", "embeddings")
+"""Where embeddings are looked for."""
+
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Adds --checkpoint."""
@@ -23,6 +26,18 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
 def network_folders(given: list[str] | None) -> list[str]:
     """The folders that --networks means."""
     return list(given or NETWORK_FOLDERS)
+
+
+def add_embeddings(parser: argparse.ArgumentParser) -> None:
+    """Adds --embeddings."""
+    parser.add_argument("--embeddings", metavar="DIR", action="append",
+                        help="a folder of embeddings, each used by its file's name in a prompt; may be given again "
+                             f"(left out: {' and '.join(EMBEDDING_FOLDERS)})")
+
+
+def embedding_folders(given: list[str] | None) -> list[str]:
+    """The folders that --embeddings means."""
+    return list(given or EMBEDDING_FOLDERS)
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:

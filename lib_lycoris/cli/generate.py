@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .arguments import add_checkpoint, add_networks, network_folders
+from .arguments import add_checkpoint, add_embeddings, add_networks, embedding_folders, network_folders
 from .units import adapter_folders, add_units, asked_units, make_preparation
 
 NAME = "generate"
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative", metavar="TEXT", help="what to keep out")
     add_checkpoint(parser)
     add_networks(parser)
+    add_embeddings(parser)
     parser.add_argument("--seed", metavar="N", type=int, help="the same seed gives the same picture; left out: another each time")
     parser.add_argument("--steps", metavar="N", type=int, help="sampler steps (20)")
     parser.add_argument("--cfg", metavar="X", type=float, help="how closely to follow the prompt (7)")
@@ -58,6 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.size is not None:
         asked["width"], asked["height"] = read_size(arguments.size)
 
+    from ..library.embedding_shelf import EmbeddingShelf
     from ..studio.checkpoint import load_checkpoint
     from ..studio.generate import GenerateSettings, generate
     from ..studio.picture import Picture, write_png
@@ -66,9 +68,10 @@ def run(arguments: argparse.Namespace) -> None:
     units = asked_units(getattr(arguments, "units", None) or [])
     model = load_checkpoint(arguments.checkpoint)
     settings = GenerateSettings(**{"width": model.side, "height": model.side, **asked})
+    shelf = EmbeddingShelf(lambda: [Path(folder) for folder in embedding_folders(arguments.embeddings)])
     preparation = make_preparation(adapter_folders(arguments.adapters), arguments.clip_vision, model.device)
     pictures = generate(model, settings, make_networks(model, network_folders(arguments.networks)), _progress(settings.steps), units=units,
-                        preparation=preparation, fuser=arguments.fuser)
+                        preparation=preparation, fuser=arguments.fuser, embeddings=shelf.vectors())
     for path, picture in zip(output_paths(out, len(pictures)), pictures, strict=True):
         write_png(path, picture)
         print(f"{path} (seed {picture.seed})", flush=True)

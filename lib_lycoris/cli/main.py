@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from ..errors import ConfigError, LycoError
-from . import convert, demo, extract, generate, inspect, merge, resize, studio, train
+from . import convert, demo, extract, generate, inspect, library, merge, resize, studio, train
 from .interrupt import InterruptedWork
 
 DONE, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
@@ -26,7 +26,7 @@ examples:
 
 exit codes: 0 done, 1 the work failed (one line on stderr), 2 bad arguments or settings, 130 interrupted
 """
-_VERBS = (studio, demo, train, generate, inspect, convert, merge, extract, resize)
+_VERBS = (studio, demo, train, generate, inspect, convert, merge, extract, resize, library)
 
 
 def make_parser() -> argparse.ArgumentParser:

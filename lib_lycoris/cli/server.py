@@ -20,6 +20,8 @@ ADDRESS = "127.0.0.1"
 PORT = 7865
 _TRIES = 20
 _SAVE_SECONDS = 120
+LARGEST_UPLOAD = "50mb"
+"""Of a file that is dropped into the page."""
 
 
 def serve(bench: Workbench, port: int | None = None) -> None:
@@ -95,6 +97,7 @@ def make_app(bench: Workbench) -> Any:
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    from ..api.guard import Guard
     from ..api.routes import Callables, add_routes
     from ..setting import section_settings
     from ..studio.generate import GenerateSettings
@@ -105,14 +108,20 @@ def make_app(bench: Workbench) -> Any:
     app = FastAPI(title="Lyco Studio", docs_url="/docs")
     # A page of another site could reach 127.0.0.1 under a name of its own; it can't forge the name it asks for.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[ADDRESS, "localhost"])
+    app.add_middleware(Guard)
     callables = Callables(networks=bench.shelf.rows, network=bench.shelf.look_into, remark=bench.shelf.remark, delete=bench.shelf.delete,
                           train=bench.train, state=bench.state, stop=bench.stop, pause=bench.pause, resume=bench.resume, preview=bench.preview,
-                          check=bench.check, desk=bench.desk, generate=lambda values: _generate(bench, values), adapters=bench.adapters.rows,
-                          control_map=bench.adapters.control_map, preprocessors=bench.adapters.preprocessors, library=library_calls(bench.library))
+                          check=bench.check, desk=bench.desk, generate=lambda values: _generate(bench, values), library=library_calls(bench.library),
+                          pictures=bench.pictures, recall=bench.recall, read_picture=bench.read_picture, words=bench.words,
+                          embeddings=bench.embeddings.rows, embedding=bench.embeddings.look_into, remark_embedding=bench.embeddings.remark,
+                          delete_embedding=bench.embeddings.delete,
+                          adapters=bench.adapters.rows, control_map=bench.adapters.control_map, preprocessors=bench.adapters.preprocessors)
     add_routes(app, callables, picture=record)
     page = make_page(bench, record)
     allowed = [str((bench.outputs / "pictures").resolve())]
-    return gr.mount_gradio_app(app, page, path="/", css=style.CSS, allowed_paths=allowed, footer_links=[], ssr_mode=False, show_error=False)
+    script = (Path(style.__file__).parent / "complete.js").read_text(encoding="utf-8")
+    return gr.mount_gradio_app(app, page, path="/", css=style.CSS, head=f"<script>{script}</script>", allowed_paths=allowed, footer_links=[], ssr_mode=False,
+                               show_error=False, max_file_size=LARGEST_UPLOAD)
 
 
 def make_page(bench: Workbench, record: list[Any]) -> Any:
@@ -130,7 +139,7 @@ def make_page(bench: Workbench, record: list[Any]) -> Any:
         defaults=bench.defaults(), unknown=unknown_settings(), **desk_functions(desk),
     )
     generate = GeneratePage(record=record, generate=bench.generate, stop=bench.stop_generating, networks=bench.network_names,
-                            choices={"generate.sampler": list(SAMPLERS)})
+                            choices={"generate.sampler": list(SAMPLERS)}, history=bench.pictures, recall=bench.recall, read_picture=bench.read_settings)
     return page.make_page(train, generate, bench.title, lambda: dict.fromkeys(page.LATE, bench.side()) if bench.side() else {}, make_library(bench.library))
 
 

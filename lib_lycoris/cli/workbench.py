@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -38,11 +39,14 @@ class Workbench:
         checkpoint: a file; None: the embedded one.
         folders: where networks are looked for.
         outputs: where pictures go, and datasets and presets, each to a folder of their own.
+        embeddings: where embeddings are looked for; None: where networks are.
     """
 
-    def __init__(self, checkpoint: str | None = None, folders: list[str] | None = None, outputs: Path = OUTPUTS, adapters: list[str] | None = None) -> None:
+    def __init__(self, checkpoint: str | None = None, folders: list[str] | None = None, outputs: Path = OUTPUTS,
+                 embeddings: list[str] | None = None, adapters: list[str] | None = None) -> None:
         self.checkpoint, self.outputs = checkpoint, outputs
         self._folders = [Path(folder) for folder in folders or [str(outputs)]]
+        self._embedding_folders = [Path(folder) for folder in embeddings] if embeddings else list(self._folders)
         self._home = (outputs / "lyco").resolve()
         self._lock = threading.Lock()
         self._loaded = threading.Event()
@@ -52,6 +56,7 @@ class Workbench:
         self._stop_generating = threading.Event()
         self._catalogue = self._make_catalogue()
         self._shelf = self._make_shelf()
+        self._embeddings = self._make_embeddings()
         self.library = self._make_library()
         self.adapters = Adapters(adapters or [outputs], lambda: channels_of(self._model))
         self.job = TrainJob(self._train, self._lock, self._home / "training.json")
@@ -106,6 +111,16 @@ class Workbench:
         """The networks on disk, without the states that trainings keep beside theirs."""
         return self._shelf
 
+    @property
+    def embeddings(self) -> Any:
+        """The embeddings on disk."""
+        return self._embeddings
+
+    def _make_embeddings(self) -> Any:
+        from ..library.embedding_shelf import EmbeddingShelf
+
+        return EmbeddingShelf(lambda: self._embedding_folders)
+
     def network_names(self) -> list[str]:
         """Names of the networks on disk now, as they stand in a tag."""
         return [network["name"] for network in self.shelf.rows()]
@@ -135,11 +150,13 @@ class Workbench:
         return Generation(self._catalogue, NetworkCache(_CACHE_BYTES), Session(self._model.unet, [self._model.text_encoder]))
 
     def _look_into(self, folder: Path) -> None:
-        """Looks for networks in that folder too."""
+        """Looks for networks and embeddings in that folder too."""
         if not any(folder.resolve().is_relative_to(known.resolve()) for known in self._folders):
             self._folders.append(folder)
             self._catalogue = self._make_catalogue()
             self._networks.catalogue = self._catalogue
+        if not any(folder.resolve().is_relative_to(known.resolve()) for known in self._embedding_folders):
+            self._embedding_folders.append(folder)
 
     # ---------------------------------------------------------------- generate
 
@@ -169,7 +186,8 @@ class Workbench:
             from ..studio.generate import generate
 
             pictures = generate(model, settings, self._networks, lambda step, count, _: tell((step + 1) / count, f"Step {step + 1} of {count}"),
-                                self._stop_generating.is_set, units, self.adapters.preparation, str(more.get("fuser", "auto")))
+                                self._stop_generating.is_set, embeddings=self._embeddings.vectors(), units=units, preparation=self.adapters.preparation,
+                                fuser=str(more.get("fuser", "auto")))
         finally:
             self._lock.release()
         return {"pictures": self._write(pictures), "problems": list(pictures[0].problems), "interrupted": pictures[0].interrupted}
@@ -209,11 +227,68 @@ class Workbench:
         for place, picture in enumerate(pictures):
             path = self.outputs / "pictures" / f"{stamp}-{threading.get_ident() % 1000:03}-{place}-{picture.seed}.png"
             write_png(path, picture)
-            maps = [path.with_name(f"{path.stem}-map{number}.png") for number in range(1, len(picture.maps) + 1)]
+            # in a folder of their own: they are no pictures that could be made again
+            maps = [self.outputs / "control-maps" / f"{path.stem}-{number}.png" for number in range(1, len(picture.maps) + 1)]
             for beside, made in zip(maps, picture.maps, strict=True):
                 write_png(beside, Picture(made, "", picture.seed))
             written.append({"path": str(path.resolve()), "seed": picture.seed, "infotext": picture.infotext, "maps": [str(each.resolve()) for each in maps]})
         return written
+
+    def pictures(self, count: int = 24) -> list[dict[str, Any]]:
+        """The newest pictures that were made, also before this start."""
+        return self._history().rows(count)
+
+    def recall(self, name: str) -> dict[str, Any]:
+        """How one of them was made: {"infotext", "settings", "problems"}.
+
+        Raises:
+            ConfigError: there is none of that name, or it holds no settings.
+        """
+        from ..studio.recall import read_infotext, recall
+
+        return recall(read_infotext(self._history().find(name)), self._checkpoint_name()).to_dict()
+
+    def read_settings(self, data: bytes) -> dict[str, Any]:
+        """The settings in a PNG's bytes: {"infotext", "settings", "problems"}.
+
+        Raises:
+            ConfigError: it is no PNG, or holds no settings.
+        """
+        from ..studio.recall import read_settings
+
+        return read_settings(data, self._checkpoint_name()).to_dict()
+
+    def read_picture(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The same for {"image": base64}.
+
+        Raises:
+            ConfigError: that is no base64, no PNG, or holds no settings.
+        """
+        try:
+            text = str(values.get("image", ""))
+            data = base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+        except ValueError as error:
+            raise ConfigError(f"image is not base64 ({error}): send a PNG's bytes") from error
+        return self.read_settings(data)
+
+    def words(self) -> list[dict[str, str]]:
+        """What a prompt may name: {"kind", "name", "insert", "about"}."""
+        found = []
+        for row in self.shelf.rows():
+            if row["tag"] and not row["problem"]:
+                about = " ".join(str(part) for part in (row["kind"], row["rank"]) if part)
+                found.append({"kind": "network", "name": row["name"], "insert": row["tag"], "about": about})
+                triggers = (word.strip() for word in (row["trigger_phrase"] or "").split(","))
+                found += [{"kind": "trigger", "name": word, "insert": word, "about": f"calls {row['name']}"} for word in triggers if word]
+        return found
+
+    def _history(self) -> Any:
+        from ..studio.recall import PictureFolder
+
+        return PictureFolder(self.outputs / "pictures")
+
+    def _checkpoint_name(self) -> str | None:
+        return None if self._model is None else str(self._model.name)
 
     # ---------------------------------------------------------------- train
 

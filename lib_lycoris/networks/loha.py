@@ -118,7 +118,7 @@ class LohaLayer(nn.Module, Layer):
 
         def make() -> tuple[tuple[Tensor, Tensor], Pull]:
             (up, down), pull = self._made(plain)
-            return (up, down.reshape(shape)), pull
+            return (up, down.reshape(shape)), lambda by_up, by_down: pull(by_up, by_down.reshape(down.shape))
 
         return add_made_product(output, x, make, self.trained_parameters(), strength, parts.padded(geometry, padding))
 

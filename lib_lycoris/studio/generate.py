@@ -21,6 +21,7 @@ from .picture import Picture, decode_latent, make_infotext
 from .sampler import SAMPLERS, Interrupted, find_sampler, sample
 from .schedule import NoiseLevels, alphas_cumprod
 from .steering import Networks, NoNetworks, Steering, Texts
+from .words import Vectors
 
 PROGRAM = "Lyco Studio"
 LARGEST_SEED = 2 ** 63 - 1 - 64
@@ -35,7 +36,8 @@ class GenerateSettings(Section):
 
     section: typing.ClassVar[str] = "generate"
 
-    prompt: str = setting("", "What to draw. <lyco:NAME:STRENGTH> applies a network; (more), [less], (word:1.3), BREAK and AND as in the WebUI.")
+    prompt: str = setting("", "What to draw. <lyco:NAME:STRENGTH> applies a network, an embedding's name uses it; "
+                                "(more), [less], (word:1.3), BREAK and AND as in the WebUI.")
     negative: str = setting("", "What to keep out. A <lyco:…> tag here acts on this prompt alone.")
     seed: int = setting(-1, "Picture i of a batch has seed + i; -1 draws one.", minimum=-1, maximum=LARGEST_SEED)
     steps: int = setting(20, "Sampler steps.", minimum=1, maximum=1000)
@@ -56,8 +58,8 @@ class GenerateSettings(Section):
 
 
 def generate(model: StudioModel, settings: GenerateSettings, networks: Networks | None = None, on_step: OnStep | None = None,
-             should_stop: Callable[[], bool] | None = None, units: Sequence[Asked] = (), preparation: Preparation | None = None,
-             fuser: str = AUTO_FUSER) -> list[Picture]:
+             should_stop: Callable[[], bool] | None = None, embeddings: Mapping[str, Vectors] | None = None, units: Sequence[Asked] = (),
+             preparation: Preparation | None = None, fuser: str = AUTO_FUSER) -> list[Picture]:
     """The pictures, at least one, also after an interruption: then they are as far as they had come.
 
     Args:
@@ -65,6 +67,7 @@ def generate(model: StudioModel, settings: GenerateSettings, networks: Networks 
             problems say so.
         on_step: called after each step.
         should_stop: asked after each step.
+        embeddings: {word: {text encoder: [n,D]}} that the prompts may name, looked into when they do; they go before those that are packed with networks.
         units: adapters with their pictures; taken off again in any case.
         preparation: finds the adapters, and keeps what it computed for the next pictures; needed where there are units.
         fuser: "auto", "none" or the name of a CoAdapter fuser's file.
@@ -91,7 +94,9 @@ def generate(model: StudioModel, settings: GenerateSettings, networks: Networks 
         else:
             problems += [f"network {request.name!r} was not applied: there is no network folder here" for request in (*wanted, *unwanted)]
         seeds = [first + place for place in range(settings.batch)]
-        return draw_pictures(model, settings, Texts(prompt, negative), seeds, problems, on_step, should_stop, networks, prepared)
+        packed = {word: each.vectors for word, each in networks.embeddings.items()} if networks is not None else {}
+        with model.words.given(packed, problems.append), model.words.given(embeddings if embeddings is not None else {}, problems.append):
+            return draw_pictures(model, settings, Texts(prompt, negative), seeds, problems, on_step, should_stop, networks, prepared)
     finally:
         if prepared.control is not None:
             prepared.control.restore()

@@ -23,7 +23,6 @@ class LaunchedProcesses:
     """
 
     def __init__(self, state: Any):
-        self._state = state
         self.rank: int = state.process_index
         self.count: int = state.num_processes
         self.device: torch.device = state.device
@@ -48,9 +47,6 @@ class LaunchedProcesses:
         highest, lowest = self._largest(number), -self._largest(-number)
         if highest != lowest:
             raise disagreement(what, lowest, highest, advice)
-
-    def wait(self) -> None:
-        self._state.wait_for_everyone()
 
     def _largest(self, number: int) -> int:
         value = torch.tensor(number, dtype=torch.int64, device=self.device)

@@ -1,13 +1,15 @@
 """The denoiser of a picture whose networks change while it is made."""
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from torch import Tensor
 
 from ..control.control import Control
+from ..library.embeddings import Embedding
 from ..prompt.request import Request
 from .checkpoint import StudioModel
 from .conditioning import encode_composition, encode_prompt
@@ -27,6 +29,7 @@ class Networks(Protocol):
     """Puts networks onto the model and takes them off: generation.Generation, where each method is described."""
 
     late_problems: Sequence[str]
+    embeddings: Mapping[str, Embedding]
 
     def apply_pictures(self, positive: Sequence[Sequence[Request]], negative: Sequence[Sequence[Request]]) -> list[str]:
         """Applies exactly these; gives the problems in words."""
@@ -51,6 +54,7 @@ class NoNetworks:
     """Stands for what is on the model already and stays as it is."""
 
     late_problems: Sequence[str] = ()
+    embeddings: Mapping[str, Embedding] = MappingProxyType({})
 
     def begin_step(self, step: float, steps: int, rows: Sequence[tuple[int, bool]]) -> None:
         """Turns nothing."""

@@ -29,6 +29,7 @@ class _Offer:
     vectors: Mapping[str, Vectors]
     tell: Tell | None
     bad: set[str] = field(default_factory=set)
+    shadows: set[str] = field(default_factory=set)
 
 
 class Words:
@@ -81,6 +82,7 @@ class Words:
             if tuple(tokens[place : place + len(ids)]) == ids and word not in offer.bad:
                 found = self._vectors(word, offer)
                 if found is not None:
+                    self._tell_of_shadow(word, ids, offer)
                     return Found(found, len(ids), len(next(iter(found.values()))))
         return None
 
@@ -97,6 +99,12 @@ class Words:
             offer.bad.add(word)
             offer.tell(f"{error}: it was read as plain words")
             return None
+
+    def _tell_of_shadow(self, word: str, ids: tuple[int, ...], offer: _Offer) -> None:
+        """Tells that a word is one of the tokenizer's own, which can't be named any more."""
+        if len(ids) == 1 and offer.tell is not None and word not in offer.shadows:
+            offer.shadows.add(word)
+            offer.tell(f"embedding {shown(word)!r} has the name of a word that is a token already and stands for it: rename its file if you mean the word")
 
     def _misfit(self, vectors: Vectors) -> str | None:
         """Why these vectors can't be used with this model, in words."""

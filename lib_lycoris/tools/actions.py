@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lib_lycoris.errors import ConfigError
 from lib_lycoris.files.sidecar import VERSIONS
 from lib_lycoris.setting import Action, Section, setting
-from lib_lycoris.tools.convert import FORMATS
+from lib_lycoris.tools.names import FORMATS
 
 SHELVES = ("networks", "embeddings", "adapters")
 DTYPES = ("fp16", "bf16", "fp32")

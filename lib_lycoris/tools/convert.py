@@ -17,11 +17,10 @@ from lib_lycoris.networks.dora import DecomposedLayer
 from lib_lycoris.networks.layer import Layer
 from lib_lycoris.tools.facts import carried_metadata, check_not_source, fitted, network_facts, single_file, write_network
 from lib_lycoris.tools.low_rank import like_tensor, low_rank_parts, module_shaped, own_factors
-from lib_lycoris.tools.names import Key, dotted_name
+from lib_lycoris.tools.names import FORMATS, Key, dotted_name
 from lib_lycoris.tools.products import capped, dense_delta, exact_product, layer_kind, needs_base, only_bias
 from lib_lycoris.tools.source import find_base_model, layers_by_target, open_source, own_dtype, packed_embeddings, stray_keys
 
-FORMATS = ("kohya", "diffusers", "peft", "locon")
 OnStep = Callable[[int, int], None]
 """Called with how many layers are done, and of how many."""
 

@@ -6,7 +6,10 @@ import re
 
 from lib_lycoris.files.spelling import SDXL, diffusers_to_ldm_unet, dotted_name, kohya_key
 
-__all__ = ["SDXL", "Key", "block_name", "block_order", "dotted_name", "is_convolution", "kernel_side", "kohya_key"]
+__all__ = ["FORMATS", "SDXL", "Key", "block_name", "block_order", "dotted_name", "is_convolution", "kernel_side", "kohya_key"]
+
+FORMATS = ("kohya", "diffusers", "peft", "locon")
+"""The forms that a network can be written in."""
 
 _CONVOLUTION = re.compile(r"(^|_)(conv1|conv2|conv_in|conv_out|(down|up)samplers_0_conv)$")
 _PROJECTION = re.compile(r"_attentions_\d+_proj_(in|out)$")

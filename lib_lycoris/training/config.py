@@ -259,6 +259,10 @@ class NetworkSettings(Section):
     start_from: str | None = setting(None, "A network file whose numbers the training starts from; its layers must have the same kind and rank.")
     tucker: bool = setting(False, "Give convolutions larger than 1×1 a Tucker core, which needs fewer numbers (locon, loha, lokr).")
     dora: bool = setting(False, "Train each output's magnitude apart from its direction (DoRA) on lora, locon, loha and lokr.")
+    dora_on_output: bool = setting(
+        True, "DoRA: magnitudes of outputs, as its paper, PEFT and LyCORIS since 3.2 have them. false: of inputs, the only ones that the WebUI's built-in "
+        "extension reads right.",
+    )
     rs_lora: bool = setting(False, "Scale by alpha / √rank instead of alpha / rank.")
     factor: int | None = setting(
         None, "LoKr: largest size of the first Kronecker factor. Left out: as near the square root as it divides.", minimum=1, maximum=65536
@@ -291,6 +295,8 @@ class NetworkSettings(Section):
             raise ConfigError("network.targets = []: nothing would be trained; name a group or leave it out")
         _check_applies(self, "tucker", ("locon", "loha", "lokr"))
         _check_applies(self, "dora", ("lora", "locon", "loha", "lokr"))
+        if not self.dora_on_output and not self.dora:
+            raise ConfigError("network.dora_on_output = false: only DoRA has magnitudes; set network.dora = true, or leave it out")
         _check_applies(self, "rs_lora", ("lora", "locon", "loha", "lokr"))
         for name in ("factor", "decompose_both", "full_matrix"):
             _check_applies(self, name, ("lokr",))
@@ -510,6 +516,8 @@ class TrainConfig:
         self._check_embedding()
         self._check_adapter()
         kinds = ("lora", "locon", "adalora", "loha")
+        if self.output.form == "peft" and not self.network.dora_on_output:
+            raise ConfigError('output.form = "peft": PEFT\'s DoRA has magnitudes of outputs alone; leave network.dora_on_output out, or use form = "kohya"')
         if self.output.form == "peft" and (self.network.kind not in kinds or (self.network.dora and self.network.kind == "loha")):
             kind = f"{self.network.kind} with dora" if self.network.dora else self.network.kind
             raise ConfigError(f'output.form = "peft": PEFT has no form for network.kind = {show(kind)} as it is trained here; use form = "kohya", '

@@ -33,7 +33,7 @@ def describe_kind(settings: NetworkSettings, layers: Mapping[Key, Layer]) -> dic
 
 def _arguments(settings: NetworkSettings) -> dict[str, Any]:
     switches = {
-        "use_tucker": settings.tucker, "dora_wd": settings.dora, "wd_on_output": settings.dora, "rs_lora": settings.rs_lora,
+        "use_tucker": settings.tucker, "dora_wd": settings.dora, "wd_on_output": settings.dora and settings.dora_on_output, "rs_lora": settings.rs_lora,
         "decompose_both": settings.decompose_both, "full_matrix": settings.full_matrix, "train_norm": settings.kind == "norm",
     }
     algorithm = _ALGORITHMS.get(settings.kind, settings.kind)

@@ -45,14 +45,15 @@ def make_method(settings: NetworkSettings, targets: Mapping[Key, Target], steps:
 def create_layer(target: Target, settings: NetworkSettings, seed: int) -> nn.Module:
     """A fresh layer for one target; it adds exactly nothing."""
     layer = _inner_layer(target, settings, make_generator(seed, "layer", *target.key))
-    return DecomposedLayer.create(_weight(target), layer) if settings.dora else layer
+    return DecomposedLayer.create(_weight(target), layer, settings.dora_on_output) if settings.dora else layer
 
 
 def count_parameters(target: Target, settings: NetworkSettings) -> int:
     """How many numbers `create_layer` gives for that target; takes neither memory nor time for them."""
     with torch.device("meta"):
         layer = _inner_layer(target, settings, None)
-    return sum(parameter.numel() for parameter in layer.parameters() if parameter.requires_grad) + (target.shape[0] if settings.dora else 0)
+    magnitudes = target.shape[0 if settings.dora_on_output else 1] if settings.dora else 0
+    return sum(parameter.numel() for parameter in layer.parameters() if parameter.requires_grad) + magnitudes
 
 
 def _inner_layer(target: Target, settings: NetworkSettings, generator: torch.Generator | None) -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, LycoError, shown
+from ..files.embedding_vectors import ENCODERS
 from ..library.embeddings import open_embedding
 from .backbone import Backbone
 from .config import TrainConfig
@@ -20,6 +21,8 @@ from .draws import make_generator
 _PULL = 0.1
 """What of the way to the median length, in its logarithm, a vector goes in each step."""
 COMPONENT = "embedding"
+Statistics = Mapping[str, tuple[Tensor, Tensor, float]]
+"""By text encoder the mean [D], deviation [D] and median length of its words' vectors."""
 
 
 class NewWord:
@@ -75,8 +78,7 @@ def make_word(config: TrainConfig, backbone: Backbone) -> NewWord | None:
     word, settings = config.word, config.embedding
     if word is None:
         return None
-    check_word(word, backbone)
-    statistics = backbone.word_statistics()  # type: ignore[attr-defined]
+    statistics = check_word(word, backbone)
     if settings.picture and len(statistics) > 1:
         raise ConfigError("embedding.picture = true: the WebUI's shareable picture has room for the vectors of one text encoder, this model has "
                           f"{len(statistics)}; leave it out and share WORD.safetensors")
@@ -91,20 +93,26 @@ def make_word(config: TrainConfig, backbone: Backbone) -> NewWord | None:
     return NewWord(word, on_device, settings.norm, {encoder: float(median) for encoder, (_, _, median) in statistics.items()})
 
 
-def check_word(word: str, backbone: Backbone) -> None:
-    """Returns where the model can take it as a new word.
+def check_word(word: str, backbone: Backbone) -> Statistics:
+    """The statistics of the model's own words, where it can take this one as a new word.
 
     Raises:
         ConfigError: the model takes no words, or already has this one.
     """
     if not all(hasattr(backbone, name) for name in ("words", "word_rows", "word_statistics")):
         raise ConfigError(f"the new word {shown(word)}: this model takes no embeddings; train a network without one")
+    statistics: Statistics = backbone.word_statistics()  # type: ignore[attr-defined]
+    encoders, wanted = set(statistics), set(ENCODERS.get(backbone.base_model, ()))
+    if wanted and encoders != wanted:
+        raise ConfigError(f"the new word {shown(word)}: this model has the text encoder {', '.join(sorted(encoders))} and not {' and '.join(sorted(wanted))}, "
+                          "as a refiner has; no program could use the word, train it on the base model")
     tokens = min(len(rows) for rows in backbone.word_rows(word).values())  # type: ignore[attr-defined]
     if tokens == 0:
         raise ConfigError(f"the new word {shown(word)}: nothing of it can be written in a prompt; choose another embedding.word (or output.name)")
     if tokens == 1:
         raise ConfigError(f"the new word {shown(word)}: it is one of the model's own words already, and captions with it would lose that; choose another "
                           f"embedding.word (or output.name), as {shown(word)}-x, or give it to a network as data.trigger")
+    return statistics
 
 
 def _drawn(mean: Tensor, deviation: Tensor, count: int, generator: torch.Generator) -> Tensor:

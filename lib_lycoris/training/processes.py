@@ -35,9 +35,6 @@ class Processes(Protocol):
             TrainingError: they don't; in all of them.
         """
 
-    def wait(self) -> None:
-        """Returns when every process has come here."""
-
 
 class Alone:
     """A single process."""
@@ -55,9 +52,6 @@ class Alone:
 
     def agree(self, number: int, what: str, advice: str) -> None:
         """Returns: there is nobody to disagree with."""
-
-    def wait(self) -> None:
-        """Returns at once."""
 
 
 @contextmanager

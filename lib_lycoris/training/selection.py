@@ -27,6 +27,8 @@ _GROUPS = {
     "time": r"(time|add)_embedding_linear_[12]",
     "io": r"conv_(in|out)",
 }
+_LAST_NORMS = ("conv_norm_out", "final_layer_norm", "text_model_final_layer_norm")
+"""Which neither LyCORIS trains nor the WebUI's built-in extension finds by these names; trained with the group "io" alone."""
 _TEXT_ENCODER = re.compile(r".*_(self_attn_(?:q|k|v|out)_proj|mlp_fc[12])")
 
 
@@ -66,7 +68,7 @@ def _is_selected(target: Target, settings: NetworkSettings) -> bool:
     if target.component != "unet" and not settings.text_encoder:
         return False
     if settings.kind == "norm":
-        return isinstance(target.module, (nn.LayerNorm, nn.GroupNorm))
+        return isinstance(target.module, (nn.LayerNorm, nn.GroupNorm)) and ("io" in settings.groups or target.name not in _LAST_NORMS)
     if not isinstance(target.module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
         return False
     groups = settings.groups

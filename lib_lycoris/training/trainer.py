@@ -78,10 +78,11 @@ class Trainer:
             f"{component}.{name}.{part}": value for (component, name), layer in method.layers.items() for part, value in layer.named_parameters()
             if value.requires_grad
         }
+        self._word_rate = word_rate(config)
         own_rates = {}
         if word is not None:
             self.parameters |= word.parameters
-            own_rates[COMPONENT] = word_rate(config)
+            own_rates[COMPONENT] = self._word_rate
         self._stepper = Stepper(self.parameters, config.training, self.processes, backbone.device, own_rates)
 
     def step(self, step: int) -> float:
@@ -101,7 +102,7 @@ class Trainer:
             if self._config.network.max_norm is not None:
                 limit_norms(self.method.layers, self._targets, self._config.network.max_norm)
             self.method.after_step(step + 1)
-            if self.word is not None:
+            if self.word is not None and self._word_rate.at(step, self._rate_factor(step)):
                 self.word.after_step()
             self._stepper.follow()
         return sum(losses) / parts
@@ -109,7 +110,7 @@ class Trainer:
     def learning_rate(self, step: int) -> float:
         """The UNet's learning rate in that step; the word's, where that is trained alone."""
         config = self._config
-        rate = word_rate(config) if config.network.kind == "embedding" else Rate(config.training.learning_rate)
+        rate = self._word_rate if config.network.kind == "embedding" else Rate(config.training.learning_rate)
         return rate.at(step, self._rate_factor(step))
 
     @contextmanager

@@ -26,6 +26,8 @@ _LABELS = {
     "network.conv_rank": "Rank of convolutions",
     "network.conv_alpha": "Alpha of convolutions",
     "network.targets": "Groups of layers",
+    "data.trigger": "Trigger word",
+    "data.templates": "Caption templates",
     "validation.folder": "Folder with pictures to judge by",
     "output.dtype": "Number format of the file",
     "model.v_prediction": "Velocity prediction",

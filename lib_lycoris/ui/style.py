@@ -4,4 +4,14 @@ from __future__ import annotations
 
 from . import library_text, text
 
-CSS = text.CSS + library_text.CSS
+_COMPLETE = """
+#lycoris_history_pictures .grid-container { grid-template-columns: repeat(6, minmax(0, 1fr)) !important; grid-auto-rows: 7rem !important; }
+#lycoris_complete { position: absolute; z-index: 1000; margin: 2px 0 0; padding: 4px; list-style: none; border-radius: 6px; max-width: 90vw;
+  background: var(--background-fill-primary, #fff); color: var(--body-text-color, #222); border: 1px solid var(--border-color-primary, #ccc);
+  box-shadow: 0 4px 14px rgba(0, 0, 0, 0.25); font-size: 0.9rem; }
+#lycoris_complete li { display: flex; justify-content: space-between; gap: 1.5rem; padding: 0.25rem 0.6rem; border-radius: 4px; cursor: pointer; }
+#lycoris_complete li span { opacity: 0.7; }
+#lycoris_complete li[aria-selected=true] { background: rgba(234, 88, 12, 0.2); }
+"""
+
+CSS = text.CSS + library_text.CSS + _COMPLETE

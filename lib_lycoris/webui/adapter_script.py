@@ -12,6 +12,7 @@ from lib_lycoris.errors import LycoError
 from lib_lycoris.prompt.unit import Unit, parse_unit
 from lib_lycoris.prompt.unit_values import PICTURES, UNITS, unit_values
 
+from .adapter_axes import changed
 from .adapter_work import AdapterWork
 from .adapters import Adapters
 
@@ -60,7 +61,7 @@ def make_script(adapters: Adapters, draw: Callable[[str, Sequence[Any]], Any], s
 
         def process(self, p: Any, *values: Any) -> None:
             """Reads the units; a picture that has some gets a sampling of its own that puts them on and takes them off."""
-            AdapterWork.begin(p, adapters, unit_values(values))
+            AdapterWork.begin(p, adapters, changed(p, unit_values(values)))
 
         def process_before_every_sampling(self, p: Any, *values: Any, **given: Any) -> None:
             """Puts the features for this pass on: its size and its model are known now."""

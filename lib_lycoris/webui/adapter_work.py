@@ -18,6 +18,7 @@ from . import adapter_pictures, host
 from .adapter_texts import extend_texts
 from .problems import tell
 from .rows import rows_of, step_of
+from .tiles import Tiles
 
 INFOTEXT = "Lyco adapter {}"
 
@@ -57,7 +58,9 @@ class AdapterWork:
         self._hires = False
         self._pictures: list[int] = []
         self._stop: AdapterError | None = None
-        self._barrier: Any = None
+        self._watching: Any = None
+        self._tiles: Any = None
+        self._step = (0, 1)
 
     @staticmethod
     def begin(p: Any, adapters: Any, units: Sequence[Mapping[str, Any]]) -> None:
@@ -107,8 +110,10 @@ class AdapterWork:
             if host.loaded_model() is not self._model:
                 self._attach()
             if self._control is not None:
-                rows = rows_of(params)
-                self._control.begin_step(*step_of(params.denoiser), [picture for picture, _ in rows])
+                rows, self._step = rows_of(params), step_of(params.denoiser)
+                pictures = [picture for picture, _ in rows]
+                self._control.begin_step(*self._step, pictures)
+                self._tiles.begin_step(pictures)
                 extend_texts(params, self._control, rows)
 
     @contextmanager
@@ -119,16 +124,28 @@ class AdapterWork:
         except Exception as error:
             self.fail(f"lyco: adapters were left out: {type(error).__name__}: {shown(error)}", any(each.unit.strict for each in self._asked))
             raise
-        finally:
-            if self._stop is not None and self._barrier is None:
-                self._barrier = host.trees_of(host.loaded_model()).unet.register_forward_pre_hook(lambda *_: self.raise_if_stopped())
+
+    def _begin_call(self, module: Any, values: tuple, named: Mapping[str, Any]) -> None:
+        """Before each call of the UNet: raises for a strict unit that failed, and turns to the parts of pictures where a call holds tiles."""
+        self.raise_if_stopped()
+        x = values[0] if values else named.get("x")
+        if self._control is None or x is None or (size := tuple(x.shape[-2:])) == (self._size[1] // 8, self._size[0] // 8):
+            return
+        with self._telling():
+            rows = self._tiles.rows(len(x), size)
+            if rows is not None:
+                self._control.begin_step(*self._step, rows)
+            else:
+                self._control.session.begin_step([None])
+                self.fail("lyco: adapters were left out where the model ran on parts of the picture: only Tiled Diffusion's grid of tiles is known", any(
+                    each.unit.strict for each in self._asked))
 
     def take_off(self) -> None:
         """Leaves the model without a trace."""
         on, self._control, self._model, self._pictures = self._control, None, None, []
-        if self._barrier is not None:
-            self._barrier.remove()
-            self._barrier = None
+        if self._watching is not None:
+            self._watching.remove()
+            self._watching = None
         if on is not None:
             on.restore()
 
@@ -170,6 +187,7 @@ class AdapterWork:
             host.check_reachable("adapters")
             unet = host.trees_of(self._model).unet
             layout = find_places(unet).layout
+            self._watch(unet)
         except LycoError as error:
             for each in acting:
                 self._refuse(each, str(error))
@@ -187,6 +205,13 @@ class AdapterWork:
         except AdapterError as error:
             self.fail(f"lyco: {error}", False)
             self._stop = self._stop or error
+
+    def _watch(self, unet: Any) -> None:
+        """Has every call of the UNet looked at, before the features' own hook does."""
+        if self._watching is not None:
+            self._watching.remove()
+        self._watching = unet.register_forward_pre_hook(self._begin_call, with_kwargs=True)
+        self._tiles = Tiles(self._owner(), (self._size[1] // 8, self._size[0] // 8))
 
     def _take(self, prepared: Any) -> None:
         """Keeps what was prepared for this pass."""

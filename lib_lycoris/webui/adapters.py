@@ -32,7 +32,7 @@ class Adapters:
 
     def __init__(self) -> None:
         self.shelf = AdapterShelf(settings.adapter_folders())
-        self.preparation = Preparation(self.shelf)
+        self.preparation = Preparation(self.shelf, clip_vision.Seeing())
 
     def look_into_folders(self) -> None:
         """Looks where the settings say now."""

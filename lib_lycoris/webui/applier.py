@@ -17,6 +17,7 @@ from lib_lycoris.prompt.blocks import PRESETS
 from lib_lycoris.prompt.request import Request
 
 from . import host
+from .embeddings import Embeddings
 from .tags import Batch
 
 CACHE_BYTES = 1 << 30
@@ -35,12 +36,14 @@ class Applier:
 
     Attributes:
         presets: names for block weights in a tag, as Generation's.
+        embeddings: the host's embeddings that are ours; those packed with networks come and go with them.
     """
 
     def __init__(self) -> None:
         self.catalogue = Catalogue(host.network_folders())
         self.cache = NetworkCache(CACHE_BYTES)
         self.presets = PRESETS
+        self.embeddings = Embeddings()
         self._lock = threading.RLock()
         self._on: _OnModel | None = None
         self._batch = Batch()
@@ -119,6 +122,7 @@ class Applier:
             problems = on.generation.apply_pictures([list(each) for each in batch.positive], [list(each) for each in batch.negative],
                                                     batch.hires, batch.refiner)
             self._applied = batch
+            self.embeddings.put_on(on.generation.embeddings)
         except CheckpointError as error:
             self._take_off()
             return [f"lyco: {error}"]
@@ -144,6 +148,7 @@ class Applier:
 
     def _take_off(self) -> None:
         self._applied = None
+        self.embeddings.take_off()
         if self._on is not None:
             self._on.generation.restore()
 

@@ -17,18 +17,20 @@ PREFIX = "[Lyco] "
 NOTHING = "None"
 
 
-def add_axes(shelf: Shelf, presets: Callable[[], Mapping[str, str]], strength: Callable[[], float]) -> None:
+def add_axes(shelf: Shelf, presets: Callable[[], Mapping[str, str]], strength: Callable[[], float],
+             more: Callable[[Callable[..., Any]], Sequence[Any]] = lambda axis: ()) -> None:
     """Puts the axes at the end of the plot's list, in the place of those of an earlier start; nothing where the host has no such script.
 
     Args:
         shelf: the networks to choose from.
         presets: gives the block presets of now.
         strength: gives the strength for a network that the prompt does not name yet.
+        more: makes further axes of ours with the plot's own class.
     """
     for module in {id(data.module): data.module for data in scripts.scripts_data}.values():
         if hasattr(module, "AxisOption") and isinstance(getattr(module, "axis_options", None), list):
             kept = [option for option in module.axis_options if not option.label.startswith(PREFIX)]
-            module.axis_options[:] = [*kept, *_make_axes(module.AxisOption, shelf, presets, strength)]
+            module.axis_options[:] = [*kept, *_make_axes(module.AxisOption, shelf, presets, strength), *more(module.AxisOption)]
 
 
 def _make_axes(axis: Callable[..., Any], shelf: Shelf, presets: Callable[[], Mapping[str, str]], strength: Callable[[], float]) -> list[Any]:

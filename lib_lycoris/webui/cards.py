@@ -19,6 +19,7 @@ from lib_lycoris.library.facts import COVERS, VERSION_OF
 from lib_lycoris.library.shelf import Shelf, Shelved
 
 from . import host, settings
+from .embeddings import own_folder
 from .known_hashes import known_hash
 
 TITLE = "LyCORIS"
@@ -30,11 +31,12 @@ class NetworksPage(ui_extra_networks.ExtraNetworksPage):
     Args:
         shelf: the networks.
         make_editor: makes the editor of remarks for (ui, tab's name, page).
+        refreshed: called when the user wants all cards anew, after the host's own pages have looked at their folders.
     """
 
-    def __init__(self, shelf: Shelf, make_editor: Callable[..., Any]) -> None:
+    def __init__(self, shelf: Shelf, make_editor: Callable[..., Any], refreshed: Callable[[], Any] = lambda: None) -> None:
         super().__init__(TITLE)
-        self._shelf, self._make_editor = shelf, make_editor
+        self._shelf, self._make_editor, self._refreshed = shelf, make_editor, refreshed
         self._networks: dict[str, Shelved] = {}
         # The host fills these in as they come; what they hold is named by whoever made the file.
         self.btn_copy_path_tpl = _Escaping(self.btn_copy_path_tpl)
@@ -43,6 +45,7 @@ class NetworksPage(ui_extra_networks.ExtraNetworksPage):
     def refresh(self) -> None:
         """Reads the folders anew."""
         self._shelf.scan()
+        self._refreshed()
         allow_previews()
 
     def list_items(self) -> Iterator[dict[str, Any]]:
@@ -100,13 +103,13 @@ class NetworksPage(ui_extra_networks.ExtraNetworksPage):
 
     def create_card_view_html(self, tabname: str, *, none_message: str | None) -> str:
         """All cards' HTML, or what stands there where there are none."""
-        folders = "".join(f"<li>{html.escape(folder)}</li>" for folder in self.allowed_directories_for_previews())
+        folders = "".join(f"<li>{html.escape(str(folder))}</li>" for folder in settings.network_folders() if folder.is_dir())
         nothing = f"<div class='nocards'><h1>No networks yet. Put .safetensors files into one of these folders:</h1><ul>{folders}</ul></div>"
         return super().create_card_view_html(tabname, none_message=none_message or nothing)
 
     def allowed_directories_for_previews(self) -> list[str]:
         """The folders whose pictures the host may show."""
-        return [str(folder) for folder in settings.network_folders() if folder.is_dir()]
+        return [str(folder) for folder in (*settings.network_folders(), own_folder()) if folder.is_dir()]
 
     def create_user_metadata_editor(self, ui: Any, tabname: str) -> Any:
         """The editor of remarks."""

@@ -38,6 +38,7 @@ class Conds:
 
         if not (self._work.passes and self._work.prepare(batch)):
             return ask(required_prompts, caches)
+        self._work.applier.embeddings.renew()
         try:
             text = _Text(self._work, getattr(required_prompts, "is_negative_prompt", False), _steps_run(p, hires))
             pictures = range(len(required_prompts))

@@ -25,8 +25,9 @@ class Extension:
         extra_networks.register_extra_network(LycoNetwork(self.applier))
 
     def model_loaded(self, model: Any) -> None:
-        """Lets go of the former model, or of this one's former weights."""
+        """Lets go of the former model, or of this one's former weights; the host has just read its embeddings anew, ours come to them."""
         self.applier.leave_model()
+        self.applier.embeddings.ensure()
 
     def before_step(self, params: Any) -> None:
         """Looks whether a refiner has taken over, and turns strengths to their values for this step; called before each step of the sampling."""
@@ -42,6 +43,7 @@ class Extension:
     def unload(self) -> None:
         """Leaves the model as the host made it."""
         self.applier.leave_model()
+        self.applier.embeddings.clear()
 
     @property
     def serves_api(self) -> bool:
@@ -49,6 +51,6 @@ class Extension:
         return host.serves_api()
 
     @property
-    def api_credentials(self) -> str | None:
-        """The text of --api-auth, "user:password,…", or None where nobody is asked."""
+    def api_credentials(self) -> dict[str, str] | None:
+        """Who may use the routes, {user: password}; None where nobody is asked."""
         return host.api_credentials()

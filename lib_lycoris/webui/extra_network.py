@@ -11,6 +11,8 @@ from lib_lycoris.prompt.request import Request
 
 from . import host, settings
 from .applier import Applier
+from .embeddings import prompts_of
+from .problems import tell
 from .tags import TAG
 from .work import Work
 
@@ -30,19 +32,21 @@ class LycoNetwork(extra_networks.ExtraNetwork):
         if not params_list and _is_empty_prompt_after_load(p):
             self._applier.leave_model()
             return
+        changed = self._applier.embeddings.ensure()
         batch = Work.of(p, self._applier).begin(p, params_list)
-        self._forget_stale_conds(p, batch.requests)
+        tell(p, self._applier.embeddings.problems(prompts_of(p)))
+        self._forget_stale_conds(p, batch.requests, changed)
         _note_hashes(p, self._applier, batch.requests)
 
     def deactivate(self, p: Any) -> None:
         """Takes everything off."""
         self._applier.restore()
 
-    def _forget_stale_conds(self, p: Any, requests: Sequence[Request]) -> None:
-        """Empties the host's cache of encoded prompts where a file changed: its key knows the tag, not the file behind it."""
+    def _forget_stale_conds(self, p: Any, requests: Sequence[Request], changed: bool) -> None:
+        """Empties the host's cache of encoded prompts where a file changed: its key knows the tag and the words, not the files behind them."""
         files = self._applier.files(requests)
         now = {request.name: (files.get(request.name), host.modified(files[request.name]) if request.name in files else None) for request in requests}
-        if any(self._seen.get(name) != found for name, found in now.items()):
+        if changed or any(self._seen.get(name) != found for name, found in now.items()):
             for cache in (getattr(p, name, None) for name in ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")):
                 if cache is not None:
                     cache[0] = None

@@ -244,9 +244,21 @@ def serves_api() -> bool:
     return bool(getattr(shared.cmd_opts, "api", False) or getattr(shared.cmd_opts, "nowebui", False))
 
 
-def api_credentials() -> str | None:
-    """The text of --api-auth, "user:password,…", or None where nobody is asked."""
-    return getattr(shared.cmd_opts, "api_auth", None) or None
+def api_credentials() -> dict[str, str] | None:
+    """Who may use the routes, {user: password}: those of --api-auth, else those of --gradio-auth and --gradio-auth-path, so that a WebUI with a password is
+    never open at our routes; None where nobody is asked.
+
+    Raises:
+        OSError: the file of --gradio-auth-path can't be read.
+    """
+    texts = [getattr(shared.cmd_opts, "api_auth", None) or ""]
+    if not texts[0]:
+        texts = [getattr(shared.cmd_opts, "gradio_auth", None) or ""]
+        path = getattr(shared.cmd_opts, "gradio_auth_path", None)
+        if path:
+            texts += Path(path).read_text(encoding="utf-8").splitlines()
+    pairs = (pair.strip().split(":", 1) for text in texts for pair in text.split(",") if ":" in pair)
+    return dict(pairs) if any(text.strip() for text in texts) else None  # a flag that names nobody lets nobody in
 
 
 def short_hash(path: Path) -> str | None:

@@ -15,6 +15,7 @@ from lib_lycoris.tools.inspect import inspect
 from lib_lycoris.tools.library import Library
 
 from . import settings
+from .adapter_axes import make_axes
 from .adapters import Adapters
 from .applier import Applier
 from .axes import add_axes
@@ -54,8 +55,8 @@ class Pages:
         self._adapters.look_into_folders()
         self._look_into_folders()
         self._limit_cache()
-        ui_extra_networks.register_page(NetworksPage(self.shelf, make_editor(self._draw)))
-        add_axes(self.shelf, settings.block_presets, lambda: settings.value(settings.STRENGTH))
+        ui_extra_networks.register_page(NetworksPage(self.shelf, make_editor(self._draw), self._applier.embeddings.ensure))
+        add_axes(self.shelf, settings.block_presets, lambda: settings.value(settings.STRENGTH), lambda axis: make_axes(axis, self._adapters))
 
     def _look_into_folders(self) -> None:
         self._applier.catalogue = Catalogue(settings.network_folders())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from lib_lycoris.errors import ConfigError
 from lib_lycoris.prompt.unit import HIRES, RESIZE_MODES, Unit, parse_levels, parse_unit, render_unit, unit_from_dict, unit_to_dict
+from lib_lycoris.setting import section_settings
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
 SHARE = st.floats(0, 1)
@@ -111,3 +113,10 @@ def test_a_unit_without_an_adapter_is_idle():
 
 def test_every_field_has_a_help_that_ends_as_a_sentence():
     assert all(item.metadata["help"].endswith(".") for item in fields(Unit))
+
+
+def test_the_readme_has_every_field_with_its_help_and_default():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for item in section_settings(Unit):
+        shown = "–" if item.default in (None, "") else str(item.default).lower() if isinstance(item.default, bool) else str(item.default)
+        assert f"| `{item.name}` | {shown} | {item.help} |" in readme

@@ -8,18 +8,20 @@ import pytest
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+import torch
 from PIL import Image
 
 from lib_lycoris.generation import Generation
 from lib_lycoris.library.cache import NetworkCache
 from lib_lycoris.library.catalogue import Catalogue
+from lib_lycoris.library.embeddings import open_embedding
 from lib_lycoris.patching.session import Session
 from lib_lycoris.studio.backbone import StudioBackbone
 from lib_lycoris.studio.checkpoint import load_checkpoint
 from lib_lycoris.studio.demo import run_demo
 from lib_lycoris.studio.world.dataset import draw_dataset
 from lib_lycoris.studio.world.evaluate import draw_scenes
-from lib_lycoris.studio.world.scenes import CONCEPT_SHAPE, CONCEPT_WORD, Scene, caption, draw_scene, held_back, held_back_scenes
+from lib_lycoris.studio.world.scenes import BACKGROUNDS, COLOURS, CONCEPT_SHAPE, CONCEPT_WORD, Scene, caption, draw_scene, held_back, held_back_scenes
 from lib_lycoris.training.config import TrainConfig
 from lib_lycoris.training.loop import train
 
@@ -44,6 +46,43 @@ def test_the_kind_learns_the_new_shape_and_keeps_what_is_known(name, tmp_path):
     kind, steps, settings, wanted = METHODS[name]
     result = run_demo(steps=steps, out=tmp_path, settings={"network.kind": kind, **settings})
     assert result.concept[1] >= wanted and result.known[1] >= 0.75, result.last_line
+
+
+def word_config(shape, vectors, steps, rate, folder, model):
+    """A training of the word on eight pictures of a shape, judged by the loss on eight others."""
+    pictures, judged = (draw_dataset(folder / name, 8, shape, CONCEPT_WORD, seed) for name, seed in (("pictures", 0), ("judged", 9)))
+    return TrainConfig.from_dict({
+        "data": {"folders": [str(pictures)], "resolution": model.side, "batch_size": 8}, "network": {"kind": "embedding"},
+        "embedding": {"word": CONCEPT_WORD, "vectors": vectors, "learning_rate": rate},
+        "training": {"steps": steps, "schedule": "cosine", "warmup_steps": 20, "debiased": True, "seed": 1},
+        "validation": {"folder": str(judged), "every": 100_000}, "output": {"name": "word", "folder": str(folder / "out"), "save_every": 0},
+    })
+
+
+@pytest.mark.parametrize("vectors", [1, 4, 8])
+def test_a_new_word_calls_what_the_frozen_model_can_draw_and_changes_nothing(vectors, tmp_path):
+    """Eight pictures of rings, which captions call by a word that the checkpoint draws as a star or a cross."""
+    model = load_checkpoint()
+    before = {name: value.clone() for part in (model.unet, model.text_encoder, model.vae) for name, value in part.state_dict().items()}
+    every = [Scene("ring", colour, size, "middle", ground) for colour in COLOURS for size in ("medium", "large") for ground in BACKGROUNDS]
+    asked, known = random.Random(77).sample(every, 24), held_back_scenes(4, seed=5)
+    plain, drawn = draw_scenes(model, asked, CONCEPT_WORD, cfg=3.0), draw_scenes(model, known, cfg=3.0).pictures
+    result = train(word_config("ring", vectors, 150, 0.02, tmp_path, model), StudioBackbone(model))
+    with model.words.given({CONCEPT_WORD: open_embedding(result.path).vectors}):
+        learned, kept = draw_scenes(model, asked, CONCEPT_WORD, cfg=3.0), draw_scenes(model, known, cfg=3.0).pictures
+    print(f"{vectors} vectors: ring {plain.share('shape'):.0%} -> {learned.share('shape'):.0%}; {learned.render()}; loss {result.validation}")
+    assert plain.share("shape") <= 0.1 and learned.share("shape") >= 0.9 and learned.share("colour", "background") >= 0.9
+    assert all((one == two).all() for one, two in zip(drawn, kept, strict=True))
+    after = {name: value for part in (model.unet, model.text_encoder, model.vae) for name, value in part.state_dict().items()}
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("vectors", [1, 4, 8])
+def test_of_what_the_frozen_model_cannot_draw_a_new_word_learns_what_it_can(vectors, tmp_path):
+    """The hourglass is none of its shapes: the loss on others of its pictures falls, the shape does not come out (docs/world.md)."""
+    model = load_checkpoint()
+    result = train(word_config(CONCEPT_SHAPE, vectors, 300, 0.05, tmp_path, model), StudioBackbone(model))
+    assert result.validation[-1][1] <= 0.75 * result.validation[0][1], result.validation
 
 
 def test_class_pictures_keep_what_is_known(tmp_path):

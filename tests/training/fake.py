@@ -90,10 +90,11 @@ class SelfAttention(nn.Module):
 class EncoderLayer(nn.Module):
     def __init__(self):
         super().__init__()
+        self.layer_norm1 = nn.LayerNorm(WIDTH)
         self.self_attn, self.mlp = SelfAttention(), nn.ModuleDict({"fc1": nn.Linear(WIDTH, 2 * WIDTH), "fc2": nn.Linear(2 * WIDTH, WIDTH)})
 
     def forward(self, x):
-        x = x + self.self_attn(x)
+        x = x + self.self_attn(self.layer_norm1(x))
         return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](x)))
 
 

@@ -83,7 +83,10 @@ def made_to_fit(sections):
             network[name] = SETTINGS[f"network.{name}"].default
     if network["init_rank"] is not None:
         network["init_rank"] = max(network["init_rank"], network["target_rank"] or network["rank"])
-    if network["kind"] not in ("lora", "locon", "adalora", "loha") or (network["kind"] == "loha" and network["dora"]):
+    network["dora_on_output"] = network["dora_on_output"] or not network["dora"]
+    if network["kind"] not in ("lora", "locon", "adalora", "loha") or (network["kind"] == "loha" and network["dora"]) or not network["dora_on_output"]:
+        output["form"] = "kohya"
+    if embedding["word"] == output["name"]:
         output["form"] = "kohya"
     if embedding["word"] is not None:
         embedding["file"] = "one" if output["form"] == "kohya" else "two"

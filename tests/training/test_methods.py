@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lib_lycoris.errors import ConfigError
 from lib_lycoris.library.load import open_network
 from lib_lycoris.networks.adalora import AdaLoRALayer
+from lib_lycoris.patching.session import attach
 from lib_lycoris.patching.targets import find_targets
 from lib_lycoris.training import export
 from lib_lycoris.training.adalora import AdaLoRAMethod, lora_of, phases
@@ -21,6 +22,7 @@ from lib_lycoris.training.methods import make_method
 from lib_lycoris.training.selection import select_targets
 
 from .fake import FakeBackbone
+from .test_export import KINDS
 from .test_loop import losses_of, make_config
 
 METHODS = {
@@ -85,6 +87,13 @@ def test_norms_are_trained_alone_and_ia3_scales_keys_values_and_the_feed_forward
     )
     names = {name for _, name in select_targets(targets, NetworkSettings(kind="ia3"))}
     assert names and all(name.endswith(("to_k", "to_v", "k_proj", "v_proj", "ff_net_2", "mlp_fc2")) for name in names)
+
+
+def test_norms_that_others_do_not_find_are_trained_with_the_group_io_alone():
+    backbone = FakeBackbone()
+    targets = find_targets(backbone.unet, backbone.text_encoders)
+    names = [{name for _, name in select_targets(targets, NetworkSettings(kind="norm", targets=groups))} for groups in (None, ("q", "io"))]
+    assert names[1] - names[0] == {name for name in names[1] if name.endswith("final_layer_norm")} != set()
 
 
 def test_patterns_choose_layers_and_give_ranks_of_their_own():
@@ -174,3 +183,34 @@ def test_phases_that_do_not_fit_the_steps_are_told(tmp_path):
     config = config_of(tmp_path, "adalora", **{"network.warmup": 8, "network.final": 8})
     with pytest.raises(ConfigError, match="leave none of 12 steps"):
         train(config, FakeBackbone())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_attached_has_the_output_and_the_gradients_of_the_weights_that_it_stands_for(name):
+    backbone = FakeBackbone()
+    chosen = NetworkSettings(**{"rank": 2, "alpha": 3.0, "text_encoder": False, **KINDS[name]})
+    targets = select_targets(find_targets(backbone.unet), chosen)
+    layers = make_method(chosen, targets, 10, 0, torch.device("cpu")).layers
+    parameters = [(key, part, value) for key, layer in layers.items() for part, value in layer.named_parameters() if value.requires_grad]
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for _, _, value in parameters:
+            value.add_(0.3 * torch.randn(value.shape, generator=draw))
+    inputs = torch.randn(2, 4, 16, 16, generator=draw), torch.tensor([300, 700]), torch.randn(2, 5, 8, generator=draw)
+    backbone.unet.eval().requires_grad_(False)
+
+    def gradients(output):
+        return output.detach(), torch.autograd.grad(output.square().mean(), [value for _, _, value in parameters])
+
+    with attach(targets, layers):
+        attached, found = gradients(backbone.unet(*inputs))
+    paths, changed = {module: path for path, module in backbone.unet.named_modules()}, {}
+    for key, layer in layers.items():
+        module, path = targets[key].module, paths[targets[key].module]
+        changed[f"{path}.weight"] = module.weight + layer.delta(module.weight)
+        bias = layer.delta_bias(module.bias)
+        changed.update({} if bias is None else {f"{path}.bias": bias + (0 if module.bias is None else module.bias)})
+    expected, wanted = gradients(torch.func.functional_call(backbone.unet, changed, inputs))
+    torch.testing.assert_close(attached, expected, rtol=1e-3, atol=1e-4)
+    for (key, part, _), one, other in zip(parameters, found, wanted, strict=True):
+        assert (one - other).norm() <= 1e-3 * other.norm() + 1e-7, (key, part)

@@ -163,6 +163,22 @@ def test_a_word_or_text_that_cannot_be_used_is_told_in_one_line(changes, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_refiner_whose_words_nobody_could_use_is_told():
+    backbone = FakeBackbone()
+    backbone.base_model = "sdxl_base_v1-0"
+    with pytest.raises(ConfigError, match="train it on the base model"):
+        make_word(config_of(**ALONE), backbone)
+
+
+def test_a_word_whose_rate_has_come_to_zero_stays_where_it_is():
+    with rig(config_of(**ALONE, embedding__rates="0.5:2, 0", embedding__norm="median"), material=captioned()) as trainer:
+        seen = []
+        for step in range(4):
+            trainer.step(step)
+            seen.append(trainer.word.exported()["clip_l"])
+        assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and torch.equal(seen[2], seen[3])
+
+
 def test_a_model_that_takes_no_words_is_told():
     class Bare:
         base_model = "sd_v1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -16,6 +17,7 @@ from lib_lycoris.training.memory import estimate_memory, kept_bytes
 from lib_lycoris.training.methods import create_layer
 from lib_lycoris.training.preflight import check_training
 from lib_lycoris.training.selection import select_targets
+from lib_lycoris.training.trainer import Trainer
 
 from .fake import FakeBackbone, Level, make_pictures
 
@@ -123,3 +125,26 @@ def test_checkpointed_blocks_need_less_and_the_model_is_left_as_it_was(tmp_path)
     after = list(backbone.unet.named_parameters())
     assert all(torch.equal(value, now) and flag == now.requires_grad for (_, value, flag), (_, now) in zip(before, after, strict=True))
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in backbone.unet.modules())
+
+
+@pytest.mark.parametrize(("checkpointing", "dora"), [(False, False), (True, False), (True, True)])
+def test_memory_of_a_step_is_what_a_profiler_sees_or_somewhat_more(tmp_path, checkpointing, dora):
+    backbone = FakeBackbone()
+    backbone.unet.down_blocks = torch.nn.ModuleList(Level() for _ in range(6))
+    folder = make_pictures(tmp_path / "pictures", 1, size=(192, 192))
+    config = config_for(folder, tmp_path, kind="locon", rank=2, dora=dora, text_encoder=False).set("data.resolution", "192")
+    config = config.set("training.gradient_checkpointing", str(checkpointing).lower()).set("training.steps", "2")
+    found = check_training(config, backbone, measure=True)
+    peaks, real = [], Trainer.step
+
+    def measured(self, step):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            loss = real(self, step)
+        sizes = [event.nbytes() for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()) if event.name() == "[memory]"]
+        peaks.append(max(itertools.accumulate(sizes)))
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", measured)
+        train(config, backbone)
+    assert 0.85 * peaks[1] < found.memory["step"] < 1.5 * peaks[1]

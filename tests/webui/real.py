@@ -44,8 +44,9 @@ class RealWebUI:
         self._lines: list[str] = []
         self.base, self.same_config, self.own_config = _install_checkpoints(data)
         self.shapes: Shapes = read_shapes(data / "models" / "Stable-diffusion" / self.base)
-        for name in ("LyCORIS", "Lora"):
+        for name in ("LyCORIS", "Lora", "embeddings"):
             (data / "models" / name).mkdir(parents=True)
+        self.host_embeddings.mkdir()
         extensions = data / "extensions"
         extensions.mkdir()
         (extensions / "lyco-studio").symlink_to(ROOT, target_is_directory=True)
@@ -64,6 +65,16 @@ class RealWebUI:
     def networks(self) -> Path:
         """The folder for network files."""
         return self.data / "models" / "LyCORIS"
+
+    @property
+    def embeddings(self) -> Path:
+        """Our folder for embeddings."""
+        return self.data / "models" / "embeddings"
+
+    @property
+    def host_embeddings(self) -> Path:
+        """The host's own folder for embeddings."""
+        return self.data / "embeddings"
 
     def output(self) -> str:
         """Everything that the WebUI has printed."""

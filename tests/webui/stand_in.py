@@ -32,12 +32,16 @@ class StandIn:
         self._modules_before = set(sys.modules)
         sys.path.insert(0, str(HERE / "fake_host"))
         import networks
-        from modules import call_queue, extra_networks, script_callbacks, sd_models, shared, tiny_model  # noqa: F401
+        from modules import call_queue, extra_networks, script_callbacks, sd_hijack, sd_models, shared, tiny_model  # noqa: F401
 
         self._builtin, self._extra_networks, self._callbacks = networks, extra_networks, script_callbacks
         self._models, self._shared = sd_models, shared
         shared.models_path, shared.data_path, networks.folder = str(folder), str(folder / "data"), self.networks
-        shared.cmd_opts.embeddings_dir = str(folder / "embeddings")
+        self.embeddings, self.host_embeddings = folder / "embeddings", folder / "embeddings of the host"
+        self.embeddings.mkdir()
+        self.host_embeddings.mkdir()
+        shared.cmd_opts.embeddings_dir = str(self.host_embeddings)
+        sd_hijack.model_hijack.embedding_db.add_embedding_dir(str(self.host_embeddings))
         torch.manual_seed(0)
         first = tiny_model.TinyModel()
         configs = {self.base: "a", self.same_config: "a", self.own_config: "b"}

@@ -16,6 +16,7 @@ from .reply import distance
 
 LABELS = ["[Lyco] network", "[Lyco] strength", "[Lyco] strength, text encoder", "[Lyco] strength, UNet", "[Lyco] block preset"]
 NETWORK, STRENGTH, TEXT, UNET, BLOCKS = LABELS
+OF_ADAPTERS = ["[Lyco] adapter", "[Lyco] adapter weight", "[Lyco] adapter start", "[Lyco] adapter end"]
 
 
 def axis(webui, label):
@@ -73,6 +74,33 @@ def test_choices_are_the_networks_and_the_presets_with_the_users_own(stand_in_we
         stand_in_webui.set_options(lycoris_block_presets="")
 
 
+def test_axes_change_the_first_adapter_that_is_on(stand_in_webui):
+    from lib_lycoris.webui.adapter_axes import changed
+
+    units = [{"enabled": False, "adapter": "off"}, {"adapter": "canny one", "weight": 0.5}, {"adapter": "more/second"}]
+    p = SimpleNamespace()
+    assert changed(p, units) == units
+    for label, value in zip(OF_ADAPTERS, ("more/second", 1.5, 0.25, 0.75), strict=True):
+        option = axis(stand_in_webui, label)
+        option.confirm(p, [value])
+        option.apply(p, option.type(value), [value])
+    assert changed(p, units) == [units[0], {"adapter": "more/second", "weight": 1.5, "start": 0.25, "end": 0.75, "enabled": True}, units[2]]
+    axis(stand_in_webui, OF_ADAPTERS[0]).apply(p, "None", [])
+    assert changed(p, units[:1])[0]["adapter"] == "" and changed(p, [])[0]["enabled"]
+    assert "canny one" in axis(stand_in_webui, OF_ADAPTERS[0]).choices()
+
+
+@pytest.mark.parametrize(("label", "value", "words"), [
+    (OF_ADAPTERS[0], "nowhere", "no adapter is called"), (OF_ADAPTERS[1], 99.0, "unit.weight"), (OF_ADAPTERS[2], 2.0, "unit.start"),
+    (OF_ADAPTERS[3], -1.0, "unit.end"),
+])
+def test_wrong_values_of_adapters_axes_are_refused(stand_in_webui, label, value, words):
+    from lib_lycoris.errors import LycoError
+
+    with pytest.raises(LycoError, match=words):
+        axis(stand_in_webui, label).confirm(SimpleNamespace(), [value])
+
+
 def axes_of(webui):
     """The labels of the real plot's axes, in its order for txt2img."""
     (script,) = [info for info in webui.ask("/sdapi/v1/script-info") if info["name"] == "x/y/z plot" and not info["is_img2img"]]
@@ -91,7 +119,7 @@ def grid(webui, prompt, x, y):
 
 @pytest.mark.webui
 def test_a_real_grid_shows_the_pictures_of_its_cells(real_webui):
-    assert [label for label in axes_of(real_webui) if "Lyco" in label] == LABELS
+    assert [label for label in axes_of(real_webui) if "Lyco" in label] == LABELS + OF_ADAPTERS
     cells = grid(real_webui, "a shape <lyco:A:1>", (NETWORK, "", ["A", "B", "None"]), (STRENGTH, "0-1 (+1), -0.5", []))
     whole, singles = cells[0], cells[1:]
     assert whole.shape == (192, 192, 3) and len(singles) == 9

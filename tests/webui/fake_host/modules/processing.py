@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from modules import extra_networks, prompt_parser, sd_models, sd_samplers, sd_samplers_common, shared
+from modules import extra_networks, prompt_parser, sd_hijack, sd_models, sd_samplers, sd_samplers_common, shared
 
 CACHES = ("cached_c", "cached_uc", "cached_hr_c", "cached_hr_uc")
 
@@ -136,6 +136,7 @@ def process_images(p):
         script.before_process(p)
     sd_models.reload_model_weights(checkpoint)
     p.setup_prompts()
+    sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings()
     for script in p.scripts:
         script.process(p, *p.args_of(script))
     made, texts = [], []

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from modules import extra_networks, script_callbacks, shared
+from modules import extra_networks, script_callbacks, sd_hijack, shared
 from modules.tiny_model import TinyModel
 
 model_data = SimpleNamespace(sd_model=None, loaded_sd_models=[], get_sd_model=lambda: model_data.sd_model)
@@ -62,6 +62,7 @@ def load_model(name):
     model.config = checkpoints[name][0]
     load_weights(model, name)
     make_current(model)
+    sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
     script_callbacks.run("model_loaded", model)
     with torch.no_grad():
         get_empty_cond(model)

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from modules import sd_hijack
+
 WIDTH, CONTEXT, TOKENS = 8, 16, 6
 
 
@@ -140,15 +142,34 @@ class Autoencoder(nn.Module):
 class Texts(nn.Module):
     """The host's wrapper round a text encoder."""
 
+    width = CONTEXT
+
+    def tokenize(self, prompts):
+        """A token for each word, two for those with a z: they are in no vocabulary, so that embeddings may have their names."""
+        pieces = [[part for word in prompt.lower().split() for part in ((word[:3], word[3:]) if "z" in word else (word,))] for prompt in prompts]
+        return [[zlib.crc32(part.encode()) % 96 + 1 for part in each] for each in pieces]
+
     def forward(self, prompts):
         """[B, T, CONTEXT]: T is the number of TOKENS that the longest needs, in whole multiples."""
-        words = [[zlib.crc32(word.encode()) % 96 + 1 for word in prompt.split()] for prompt in prompts]
-        length = max(1, *(-(-len(each) // TOKENS) for each in words)) * TOKENS
         text = self.wrapped.transformer.text_model
-        x = text.embeddings.token_embedding(torch.tensor([each + [0] * (length - len(each)) for each in words]))
+        rows = [self.rows(tokens, text.embeddings.token_embedding) for tokens in self.tokenize(prompts)]
+        length = max(1, *(-(-len(each) // TOKENS) for each in rows)) * TOKENS
+        filling = text.embeddings.token_embedding(torch.tensor([0]))
+        x = torch.stack([torch.cat([each, filling.expand(length - len(each), -1)]) for each in rows])
         for layer in text.encoder.layers:
             x = layer(x)
         return text.final_layer_norm(x)
+
+
+    @staticmethod
+    def rows(tokens, table):
+        """The table's rows, those of embeddings in the place of their names'."""
+        found, place = [torch.zeros(0, CONTEXT)], 0
+        while place < len(tokens):
+            embedding, length = sd_hijack.model_hijack.embedding_db.find_embedding_at_position(tokens, place)
+            found.append(table(torch.tensor(tokens[place : place + 1])) if embedding is None else embedding.vec)
+            place += length or 1
+        return torch.cat(found)
 
 
 class TinyModel(nn.Module):

@@ -160,6 +160,15 @@ def routes(demo, app):
                 "dtypes": sorted({str(parameter.dtype) for _, tree in trees() for parameter in tree.parameters()}),
                 "checkpoint": sd_models.model_data.sd_model.sd_checkpoint_info.name}
 
+    @app.get("/probe/v1/embeddings")
+    def embeddings():
+        from modules.sd_hijack import model_hijack
+
+        db = model_hijack.embedding_db
+        return {"words": {name: "ours" if hasattr(each, "lyco_source") else "theirs" for name, each in db.word_embeddings.items()},
+                "skipped": {name: "ours" if hasattr(each, "lyco_source") else "theirs" for name, each in db.skipped_embeddings.items()},
+                "tokens": sum(len(each) for each in db.ids_lookup.values())}
+
     @app.get("/probe/v1/comments")
     def comments():
         return told
