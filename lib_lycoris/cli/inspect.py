@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, shown
@@ -13,7 +14,7 @@ NAME = "inspect"
 SUMMARY = "say what a network file is"
 DESCRIPTION = """\
 Says what a network file is: its kind, base model, ranks, how much it changes each block, the words that call it, how it was trained, and what is wrong with it.
-FILE may be a PEFT folder too."""
+FILE may be a PEFT folder too, or an embedding (textual inversion), of which the vectors and their lengths are told."""
 EXAMPLES = """\
 examples:
   python -m lib_lycoris inspect my-cat.safetensors
@@ -27,7 +28,7 @@ _MOST_TAGS = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("file", metavar="FILE", help="a network or T2I-Adapter: .safetensors, .pt, .pth, .ckpt, .bin, or a PEFT folder")
+    parser.add_argument("file", metavar="FILE", help="a network or T2I-Adapter: .safetensors, .pt, .ckpt, .bin, or a PEFT folder; or an embedding")
     parser.add_argument("--json", action="store_true", help="print one JSON object: kind, algorithms, base_model, layers, ranks, norms, metadata, …")
     parser.add_argument("--plot", metavar="FILE.png", help="draw norms by block and singular values; needs the package matplotlib")
 
@@ -35,11 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Inspects and prints."""
     from ..tools.adapters import inspect_adapter
+    from ..tools.embedding_report import holds_embedding
     from ..tools.inspect import report_on
     from ..tools.plot import block_spectra, checked_plot, plot
     from ..tools.source import layers_by_target, open_source
     from .bar import layer_bar
 
+    if holds_embedding(arguments.file):
+        _tell_of_embedding(arguments)
+        return
     picture = None if arguments.plot is None else checked_plot(arguments.plot)
     adapter = inspect_adapter(arguments.file)
     if adapter is not None:
@@ -57,6 +62,33 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(report.as_json(), ensure_ascii=False), flush=True)
     else:
         print("\n".join(render(report, min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120))), flush=True)
+
+
+def _tell_of_embedding(arguments: argparse.Namespace) -> None:
+    """Prints the report on a textual inversion.
+
+    Raises:
+        ConfigError: a plot is asked for, which it has nothing for.
+        NetworkFileError: it can't be used.
+    """
+    from ..tools.embedding_report import inspect_embedding
+
+    if arguments.plot is not None:
+        raise ConfigError(f"--plot {shown(arguments.plot)}: an embedding has no layers to draw; leave it out")
+    found = inspect_embedding(arguments.file).as_json()
+    print(json.dumps(found, ensure_ascii=False) if arguments.json else "\n".join(render_embedding(found)), flush=True)
+
+
+def render_embedding(found: dict[str, Any], width: int = 100) -> list[str]:
+    """The report on a textual inversion as lines for a person."""
+    vectors = ", ".join(f"{count} of width {wide} for {encoder}" for encoder, (count, wide) in found["vectors"].items())
+    rows = [("kind", "embedding (textual inversion)"), ("base model", _NAMES[found["base_model"]]), ("vectors", vectors),
+            ("steps", "" if found["step"] is None else str(found["step"])), ("word in a prompt", found["word"]),
+            ("called in the file", "" if found["name"] == found["word"] else found["name"])]
+    rows += [(f"lengths for {encoder}", ", ".join(f"{norm:.3g}" for norm in norms)) for encoder, norms in found["norms"].items()]
+    lines = [shown(Path(found["file"]).name), "", *(line for title, text in rows for line in _row(title, text, width))]
+    told = [line for key, text in found["metadata"].items() for line in _row(f"  {shown(key, 24)}", text, width)]
+    return [*lines, *(["", "metadata", *told] if told else [])]
 
 
 def render(report: Any, width: int = 100) -> list[str]:

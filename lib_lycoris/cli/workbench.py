@@ -280,7 +280,8 @@ class Workbench:
                 found.append({"kind": "network", "name": row["name"], "insert": row["tag"], "about": about})
                 triggers = (word.strip() for word in (row["trigger_phrase"] or "").split(","))
                 found += [{"kind": "trigger", "name": word, "insert": word, "about": f"calls {row['name']}"} for word in triggers if word]
-        return found
+        return [*found, *({"kind": "embedding", "name": row["name"], "insert": row["name"], "about": f"{row['vectors']} vectors"}
+                          for row in self.embeddings.rows() if not row["problem"])]
 
     def _history(self) -> Any:
         from ..studio.recall import PictureFolder

@@ -123,6 +123,8 @@ class Run:
         ranks = self.ranks
         if ranks is None:
             return
+        if not any(ranks.values()):
+            self.problems.append("AdaLoRA has taken away every rank of every layer: the network does nothing; train for more steps")
         try:
             write_rank_plot(network.with_name(f"{network.name.removesuffix('.safetensors')}-ranks.png"), ranks, self._config.network.initial_rank)
         except OSError as error:

@@ -112,13 +112,14 @@ def _draw_unit(page: AdapterPage, tab: str, number: int, size: Sequence[Any]) ->
         look = gr.Button("Show map", scale=0, min_width=110, elem_id=f"lyco_adapter_{tab}_{number + 1}_preview")
     told = gr.HTML(text.note(_WITHOUT), elem_id=f"lyco_adapter_{tab}_{number + 1}_told", elem_classes=["lyco-adapter-words", "lycoris-problem"])
     with gr.Row():
-        unit["processor_resolution"] = gr.Slider(0, 2048, 0, step=64, **about("processor_resolution", "Preprocessor resolution", "0: the adapter's own"))
+        unit["processor_resolution"] = gr.Slider(0, 2048, 0, step=64, **about("processor_resolution", "Resolution", "0: the adapter's own"))
         unit["threshold_a"] = gr.Slider(UNSET, 255, UNSET, visible=False, **about("threshold_a", "First value", " "))
         unit["threshold_b"] = gr.Slider(UNSET, 255, UNSET, visible=False, **about("threshold_b", "Second value", " "))
-    with gr.Row(visible=False) as colours:
+    with gr.Row(visible=False, elem_classes=["lyco-adapter-head"]) as colours:
         picker = gr.ColorPicker(value="#b03020", label="Colour", scale=1, min_width=90)
         add = gr.Button("Add to palette", scale=1, min_width=90, elem_id=f"lyco_adapter_{tab}_{number + 1}_add")
-        unit["palette"] = gr.Textbox("", scale=4, max_lines=1, placeholder="#b03020:2 #e0c080 #204060", **about("palette", "Palette"))
+        unit["palette"] = gr.Textbox("", scale=4, max_lines=1, placeholder="#b03020:2 #e0c080 #204060",
+                                     **about("palette", "Palette", "Colours with a share behind a colon; empty: the example"))
     unit["keypoints"] = gr.Textbox("", lines=2, max_lines=4, visible=False, **about("keypoints", "Key points", "OpenPose's JSON; no picture is needed"))
     with gr.Row():
         unit["weight"] = gr.Slider(0, 2, default.weight, step=0.05, **about("weight", "Weight", ""))

@@ -58,6 +58,8 @@ class AdapterWork:
         self._hires = False
         self._pictures: list[int] = []
         self._stop: AdapterError | None = None
+        self._mapped: list[Unit] = []
+        self._expected = self._acted = False
         self._watching: Any = None
         self._tiles: Any = None
         self._step = (0, 1)
@@ -98,6 +100,7 @@ class AdapterWork:
         self.take_off()
         self._hires = bool(getattr(p, "is_hr_pass", False))
         self._size, self._device = (x.shape[-1] * 8, x.shape[-2] * 8), x.device
+        self._expected = self._acted = False
         self._pictures = [p.iteration * p.batch_size + row for row in range(len(x))]
         with self._telling():
             self._attach()
@@ -111,6 +114,8 @@ class AdapterWork:
                 self._attach()
             if self._control is not None:
                 rows, self._step = rows_of(params), step_of(params.denoiser)
+                self._expected |= any(unit.acts(*self._step) for unit in self._mapped)
+                self._acted |= self._control.session.added > 0
                 pictures = [picture for picture, _ in rows]
                 self._control.begin_step(*self._step, pictures)
                 self._tiles.begin_step(pictures)
@@ -151,9 +156,13 @@ class AdapterWork:
 
     def check(self) -> None:
         """Tells what only showed while the model ran; called at the end of a sampling."""
-        if self._control is not None:
-            for problem in self._control.problems:
-                self.fail(f"lyco: {problem}", False)
+        if self._control is None:
+            return
+        strict = any(each.unit.strict for each in self._asked)
+        for problem in self._control.problems:
+            self.fail(f"lyco: {problem}", strict)
+        if self._expected and not self._acted and not self._control.session.added:
+            self.fail("lyco: adapters did not act: the model's own blocks did not run, another program took their place", strict)
 
     def fail(self, problem: str, strict: bool) -> None:
         """Tells a problem; where it comes from a strict unit, the sampling stops with it."""
@@ -222,6 +231,8 @@ class AdapterWork:
         if prepared.fuser:
             self._owner().extra_generation_params["Lyco adapter fuser"] = prepared.fuser
         self._control = prepared.control
+        numbers = {number for number, _ in prepared.maps}
+        self._mapped = [each.unit for each in self._asked if each.number in numbers]
 
     def _check_layout(self, asked: Asked, layout: str) -> None:
         """Raises where an adapter is for another UNet: SD 1's and SDXL's have the same channels, so that nothing else would notice.

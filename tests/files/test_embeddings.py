@@ -17,12 +17,14 @@ from torch import nn
 from lib_lycoris.errors import ConfigError, LycoError, NetworkFileError
 from lib_lycoris.files.embedding_pictures import TEXT, draw_embedding, is_picture
 from lib_lycoris.files.embeddings import (
+    is_embedding,
     pack_embeddings,
     read_embedding,
     write_embedding,
     write_embedding_picture,
     write_legacy_embedding,
 )
+from lib_lycoris.files.reader import open_tensor_file
 from lib_lycoris.files.safetensors import read_header, read_tensors, write_tensors
 
 
@@ -111,7 +113,7 @@ def test_what_is_written_is_read_again_in_every_form(tmp_path, vectors):
     write_legacy_embedding(tmp_path / "a.pt", "a", vectors, 3)
     for ending in ("safetensors", "pt"):
         read = read_embedding(tmp_path / f"a.{ending}")
-        assert same(read.vectors, vectors) and read.step == 3
+        assert same(read.vectors, vectors) and (read.step == 3 or (ending == "pt" and len(vectors) == 2))
     if len(vectors) == 1:
         assert list(read_header(tmp_path / "a.safetensors").tensors) == ["emb_params"]
         write_embedding_picture(tmp_path / "a.png", np.full((64, 64, 3), 90, np.uint8), "a name", vectors, 3)
@@ -256,6 +258,17 @@ def test_a_damaged_file_gives_an_embedding_or_one_line_and_nothing_else(tmp_path
         assert all(tensor.ndim == 2 and torch.isfinite(tensor).all() for tensor in read.vectors.values())
 
 
+def test_sdxls_legacy_file_holds_tensors_alone_as_a1111_wants_it(tmp_path):
+    write_legacy_embedding(tmp_path / "a.pt", "a", {"clip_l": L, "clip_g": G}, 3)
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert set(content) == {"clip_l", "clip_g"} and torch.equal(content["clip_g"], G)
+
+
+def test_text_encoders_by_number_are_an_embeddings_whatever_their_width(tmp_path):
+    torch.save({"text_encoders_0": L[:, :64], "text_encoders_1": L[:, :32]}, tmp_path / "a.pt")
+    assert is_embedding(open_tensor_file(tmp_path / "a.pt"))
+
+
 def test_one_of_several_packed_embeddings_is_read_by_its_name(tmp_path):
     tensors = {**pack_embeddings({"one": {"clip_l": L}, "two": {"clip_l": L[:1], "clip_g": G[:1]}}), "lora_unet_a.lora_up.weight": L}
     write_tensors(tmp_path / "net.safetensors", tensors, {})
@@ -295,3 +308,57 @@ def test_a_file_that_can_t_be_written_leaves_the_older_one(tmp_path):
 
 def test_safetensors_is_never_taken_for_a_picture():
     assert not is_picture((200).to_bytes(8, "little") + json.dumps({"a": 1}).encode()[:8])
+
+
+class Tokenizer:
+    """The little of transformers' tokenizer that diffusers' loader asks for."""
+
+    def __init__(self):
+        self.added_tokens_encoder = {}
+
+    def get_vocab(self):
+        return {"a": 0, "b": 1, **self.added_tokens_encoder}
+
+    def __len__(self):
+        return len(self.get_vocab())
+
+    def add_tokens(self, token):
+        self.added_tokens_encoder[token] = len(self)
+
+    def convert_tokens_to_ids(self, token):
+        return self.get_vocab()[token]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt", "SDXL"])
+def test_diffusers_own_loader_takes_what_is_written_here(tmp_path, form):
+    loaders = pytest.importorskip("diffusers.loaders", reason="diffusers is not installed here")
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    class Pipeline(loaders.TextualInversionLoaderMixin):
+        hf_device_map, components = None, {}
+
+    vectors = {"clip_l": L[:, :32], "clip_g": G[:, :32]} if form == "SDXL" else {"clip_l": L[:, :32]}
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 2, "max_position_embeddings": 5}
+    for name, wanted in vectors.items():
+        encoder, tokenizer = CLIPTextModel(CLIPTextConfig(**sizes, bos_token_id=0, eos_token_id=1, pad_token_id=1)), Tokenizer()
+        if form == "pt":
+            write_legacy_embedding(tmp_path / "word.pt", "word", vectors)
+            given = str(tmp_path / "word.pt")
+        else:
+            write_embedding(tmp_path / "word.safetensors", vectors)
+            from safetensors.torch import load_file
+
+            given = load_file(tmp_path / "word.safetensors")[name] if form == "SDXL" else str(tmp_path / "word.safetensors")
+        more = {} if form == "SDXL" else {"weight_name": f"word.{form}", "local_files_only": True}
+        Pipeline().load_textual_inversion(str(tmp_path) if more else given, token="word", tokenizer=tokenizer, text_encoder=encoder, **more)
+        assert list(tokenizer.added_tokens_encoder) == ["word", "word_1", "word_2"]
+        assert torch.equal(encoder.get_input_embeddings().weight[2:], wanted)
+
+
+def test_what_diffusers_training_script_saves_is_read(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file({"<cat-toy>": L}, tmp_path / "learned_embeds.safetensors", metadata={"format": "pt"})
+    torch.save({"<cat-toy>": L}, tmp_path / "learned_embeds.bin")
+    for ending in ("safetensors", "bin"):
+        read = read_embedding(tmp_path / f"learned_embeds.{ending}")
+        assert same(read.vectors, {"clip_l": L}) and read.name == "<cat-toy>"

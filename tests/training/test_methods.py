@@ -96,6 +96,11 @@ def test_norms_that_others_do_not_find_are_trained_with_the_group_io_alone():
     assert names[1] - names[0] == {name for name in names[1] if name.endswith("final_layer_norm")} != set()
 
 
+def test_a_training_too_short_for_adalora_is_told(tmp_path):
+    config = make_config(tmp_path, network__kind="adalora", network__alpha=None, training__steps=2)
+    assert any("every rank of every layer" in problem for problem in train(config, FakeBackbone()).problems)
+
+
 def test_patterns_choose_layers_and_give_ranks_of_their_own():
     backbone = FakeBackbone()
     targets = find_targets(backbone.unet, backbone.text_encoders)

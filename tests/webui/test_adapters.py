@@ -202,16 +202,137 @@ def test_the_control_map_comes_with_the_results_where_it_is_asked_for(webui):
     assert with_map.pictures[-1] == np.asarray(Image.open(io.BytesIO(base64.b64decode(a_map())))).tobytes()
 
 
-def test_a_program_in_the_unets_place_is_told(webui):
+@pytest.mark.webui
+def test_a_program_in_the_unets_place_is_told(real_webui):
     prompt = next(fresh)
-    webui.set_options(sd_unet="[probe] <b>plain</b>") if webui.kind == "real" else None
-    if webui.kind != "real":
-        pytest.skip("the stand-in's tests of such programs are in test_extension")
+    real_webui.set_options(sd_unet="[probe] <b>plain</b>")
     try:
-        assert "runs in the model's place, so adapters can't reach" in controlled(webui, prompt, a_unit()).problems
+        assert "runs in the model's place, so adapters can't reach" in controlled(real_webui, prompt, a_unit()).problems
     finally:
-        webui.set_options(sd_unet="None")
-    clean(controlled(webui, prompt, a_unit()))
+        real_webui.set_options(sd_unet="None")
+    clean(controlled(real_webui, prompt, a_unit()))
+
+
+@pytest.mark.webui
+def test_img2img_is_controlled_by_its_own_picture_where_none_is_given(real_webui):
+    prompt = next(fresh)
+    init = real_webui.picture("a red circle", seed=9)
+    unit = a_unit(preprocessor="invert", picture=None)
+    own = clean(controlled(real_webui, prompt, unit, init=init))
+    given = clean(controlled(real_webui, prompt, a_unit(preprocessor="invert", picture=base64.b64encode(init.files[0]).decode()), init=init))
+    assert own.pictures == given.pictures != real_webui.picture(prompt, init=init).pictures
+
+
+@pytest.mark.webui
+def test_only_masked_is_controlled_by_the_same_part_of_the_map(real_webui):
+    prompt, init = next(fresh), real_webui.picture("a red circle", seed=9)
+    mask = np.zeros((64, 64, 3), np.uint8)
+    mask[8:40, 24:56] = 255
+    settings = {"init": init, "mask": base64.b64encode(_png(mask)).decode(), "inpaint_full_res": True, "inpaint_full_res_padding": 0, "mask_blur": 0,
+                "inpainting_fill": 1}
+    whole = clean(controlled(real_webui, prompt, a_unit(save_map=True), **settings))
+    cut = np.asarray(Image.open(io.BytesIO(base64.b64decode(a_map()))))[8:40, 24:56]
+    made = np.frombuffer(whole.pictures[-1], np.uint8).reshape(64, 64, 3)
+    assert np.abs(made[::2, ::2].astype(int) - cut).mean() < 8
+
+
+@pytest.mark.webui
+def test_a_pasted_infotext_gives_the_same_picture(real_webui):
+    prompt = next(fresh)
+    unit = {"adapter": "canny one", "preprocessor": "palette", "palette": "#ff0000:2, #00ff00", "threshold_a": 7, "threshold_b": 16, "weight": 0.7, "end": 0.8}
+    made = clean(controlled(real_webui, prompt, unit))
+    assert 'palette=\\"#ff0000:2, #00ff00\\"' in made.infotext or "palette=#ff0000:2, #00ff00" in made.infotext
+    assert real_webui.picture(prompt, infotext=made.infotext).pictures == made.pictures != real_webui.picture(prompt).pictures
+
+
+@pytest.mark.webui
+@pytest.mark.parametrize("size", [(72, 88), (104, 64)])
+def test_sizes_that_are_multiples_of_8_alone(real_webui, size):
+    prompt, settings = next(fresh), dict(zip(("width", "height"), size, strict=True))
+    base, changed = real_webui.picture(prompt, **settings), clean(controlled(real_webui, prompt, a_unit(), **settings))
+    assert distance(base, changed) > CHANGED and real_webui.picture(prompt, **settings).pictures == base.pictures
+
+
+@pytest.mark.webui
+def test_the_routes_list_adapters_and_make_maps(real_webui):
+    listed = {row["name"]: row for row in real_webui.ask("/lycoris/v1/adapters")["adapters"]}
+    assert {name for name, row in listed.items() if row["fits"]} == {"canny one", "more/second"}
+    assert listed["canny one"]["recommended"] == "canny" and "cut off" in listed["broken"]["problem"]
+    made = real_webui.ask("/lycoris/v1/preprocess", {"picture": a_map(), "preprocessor": "invert", "width": 48, "height": 40})
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(made["map"]))))
+    assert pixels.shape == (40, 48, 3) and set(np.unique(pixels)) == {0, 255}
+    for wrong in ({"picture": "x", "preprocessor": "canny"}, {"preprocessor": "canny"}, {"picture": a_map(), "width": 9999}, {"picture": a_map(), "x": 1}):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            real_webui.ask("/lycoris/v1/preprocess", wrong)
+        with refused.value as error:
+            assert error.code == 400
+
+
+def test_a_model_whose_blocks_do_not_run_is_told(stand_in_webui):
+    import sys
+
+    unet = sys.modules["modules.sd_models"].model_data.sd_model.model.diffusion_model
+    unet.forward = lambda x, *rest, **named: 0.5 * x
+    try:
+        assert "did not act" in controlled(stand_in_webui, next(fresh), a_unit()).problems
+        with pytest.raises(RuntimeError, match="did not act"):
+            controlled(stand_in_webui, next(fresh), a_unit(strict=True))
+        clean(controlled(stand_in_webui, next(fresh), a_unit(start=1.0)))
+    finally:
+        del unet.forward
+    clean(controlled(stand_in_webui, next(fresh), a_unit()))
+
+
+def test_a_style_adapter_needs_clips_encoder_and_acts_with_it(stand_in_webui, monkeypatch):
+    import torch
+    from safetensors.torch import save_file
+
+    from lib_lycoris.library.adapters import write_adapter
+    from lib_lycoris.networks.adapters.style import StyleAdapter
+    from lib_lycoris.networks.clip_vision import ClipVision
+    from lib_lycoris.webui import clip_vision
+
+    monkeypatch.setattr(clip_vision, "WIDTH", 128)
+    models, prompt = stand_in_webui.networks.parent, next(fresh)
+    torch.manual_seed(8)
+    write_adapter(models / "T2I-Adapter" / "some style.safetensors", StyleAdapter(width=128, context=16, layers=1, tokens=4))
+    base, unit = stand_in_webui.picture(prompt, negative_prompt="bad"), a_unit("some style")
+    told = controlled(stand_in_webui, prompt, unit, negative_prompt="bad")
+    assert "needs CLIP's picture encoder" in told.problems and told.pictures == base.pictures
+    encoder = ClipVision(128, 1, 14, 28, 64)
+    values = {name: 0.1 * torch.randn(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    (models / "CLIP-vision").mkdir()
+    save_file({f"vision_model.{name}": tensor for name, tensor in values.items()}, str(models / "CLIP-vision" / "model.safetensors"))
+    for more in ({}, {"sampler_name": "Heun"}, {"batch_size": 2}):
+        settings = {"negative_prompt": "bad", **more}
+        styled = clean(controlled(stand_in_webui, prompt, unit, **settings))
+        assert distance(styled, stand_in_webui.picture(prompt, **settings)) > 0
+        beside = clean(controlled(stand_in_webui, prompt, unit, a_unit(), **settings))
+        assert beside.pictures != styled.pictures
+    assert stand_in_webui.picture(prompt, negative_prompt="bad").pictures == base.pictures
+
+
+def test_words_of_a_style_adapter_go_behind_prompts_of_any_length(stand_in_webui):
+    """Each row of the positive side gets its picture's words, the negative one its own last vectors; the host's conds stay as they were."""
+    from types import SimpleNamespace
+
+    import torch
+
+    from lib_lycoris.webui.adapter_texts import extend_texts
+
+    class Words:
+        def extend(self, text, rows):
+            return torch.cat([text, torch.tensor([[[float(picture), float(negative)]] for picture, negative in rows])], dim=1)
+
+    for wrapped in (False, True):
+        cond, uncond = torch.zeros(3, 154, 2), torch.ones(2, 77, 2)
+        params = SimpleNamespace(text_cond={"crossattn": cond, "vector": 1} if wrapped else cond, text_uncond={"crossattn": uncond} if wrapped else uncond)
+        held = params.text_cond
+        extend_texts(params, Words(), [(0, False), (0, False), (1, False), (0, True), (1, True)])
+        longer, other = ((params.text_cond["crossattn"], params.text_uncond["crossattn"]) if wrapped else (params.text_cond, params.text_uncond))
+        assert longer[:, -1].tolist() == [[0, 0], [0, 0], [1, 0]] and other[:, -1].tolist() == [[0, 1], [1, 1]]
+        assert longer.shape[1] == 155 and other.shape[1] == 78
+        assert (held["crossattn"] if wrapped else held) is cond and cond.shape[1] == 154
 
 
 def _png(pixels):
