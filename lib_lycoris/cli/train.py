@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     with launched_processes() as (processes, device):
         result = _train(config, arguments, processes, device)
-    _tell_end(result, arguments.json, processes.rank)
+    _tell_end(result, config, arguments.json, processes.rank)
 
 
 def _check(config: Any, as_json: bool) -> None:
@@ -119,12 +119,14 @@ def _train(config: Any, arguments: argparse.Namespace, processes: Any, device: A
         return train(config, backbone, shown.on_step, should_stop, arguments.resume, processes, shown.on_phase)
 
 
-def _tell_end(result: Any, as_json: bool, rank: int) -> None:
+def _tell_end(result: Any, config: Any, as_json: bool, rank: int) -> None:
     """What came of it, by the first process.
 
     Raises:
         InterruptedWork: it was stopped.
     """
+    from ..training.result import typed_for
+
     if rank:
         if result.stopped:
             raise InterruptedWork(f"interrupted: process {rank} ended with the others")
@@ -138,7 +140,9 @@ def _tell_end(result: Any, as_json: bool, rank: int) -> None:
         saved = f"saved {path} after {result.steps} steps; go on with --resume" if path else "before its first step: nothing was saved"
         raise InterruptedWork(f"interrupted: {saved}" if path or not result.steps else f"interrupted: {state} is still there; go on with --resume")
     if not as_json:
-        _print(f"saved {path}: {result.steps} steps in {result.seconds:.0f} s; use it with <lyco:{result.path.stem}:1> in a prompt")
+        typed = typed_for(config, result.path)
+        use = "use it as an adapter, with a control picture" if typed is None else f"use it with {typed} in a prompt"
+        _print(f"saved {path}: {result.steps} steps in {result.seconds:.0f} s; {use}")
 
 
 def _print(text: str) -> None:

@@ -122,7 +122,7 @@ def is_embedding(file: TensorFile) -> bool:
     except NetworkFileError:
         return False
     keys = [key for keys in chosen.values() for key in keys]
-    return any(map(is_vectors, keys)) or all(file.shapes[key] and file.shapes[key][-1] in WIDTHS.values() for key in keys)
+    return len(chosen) > 1 or any(map(is_vectors, keys)) or all(file.shapes[key] and file.shapes[key][-1] in WIDTHS.values() for key in keys)
 
 
 def write_embedding(path: str | os.PathLike[str], vectors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -144,7 +144,7 @@ def write_legacy_embedding(path: str | os.PathLike[str], name: str, vectors: Map
     """Writes A1111's own .pt, in torch's format from before the zip archives: A1111 refuses archives that torch 2.13 and later write.
 
     Args:
-        name: the embedding's.
+        name: the embedding's; SDXL's form has room for the vectors alone.
         step: how many steps it was trained.
         checkpoint, checkpoint_name: short hash and name of the model that it was trained on.
 
@@ -153,7 +153,8 @@ def write_legacy_embedding(path: str | os.PathLike[str], name: str, vectors: Map
         LycoError: the file can't be written.
     """
     checked = check_vectors(vectors)
-    content = _content(name, next(iter(checked.values())), step, checkpoint, checkpoint_name) if len(checked) == 1 else {**checked, "name": name, "step": step}
+    # of SDXL's A1111 wants tensors and nothing else
+    content = _content(name, next(iter(checked.values())), step, checkpoint, checkpoint_name) if len(checked) == 1 else checked
     pickled = io.BytesIO()
     torch.save(content, pickled, _use_new_zipfile_serialization=False)
     write_whole(path, [pickled.getbuffer()])

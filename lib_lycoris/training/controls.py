@@ -26,17 +26,17 @@ def with_controls(dataset: Dataset, settings: DataSettings) -> Dataset:
     """
     if settings.preprocessor is not None:
         return dataset
-    found = [(picture, find_control(picture.path, settings)) for picture in dataset.pictures]
-    _check_all_there([picture.path for picture, control in found if control is None], len(found), settings)
+    found = [(picture, find_control(picture.path, picture.subset.control_folder, picture.subset.control_suffix)) for picture in dataset.pictures]
+    _check_all_there([picture for picture, control in found if control is None], len(found))
     pictures = tuple(replace(picture, control=control) for picture, control in found)
     for picture in pictures:
         _check_shape(picture)
     return replace(dataset, pictures=pictures, problems=(*dataset.problems, *_odd(pictures)))
 
 
-def find_control(picture: Path, settings: DataSettings) -> Path | None:
-    """The control picture of a picture: of its name in data.control_folder, else NAME.cond.* beside it; None where it has none."""
-    for folder, stem in _places(picture, settings):
+def find_control(picture: Path, control_folder: str | None = None, suffix: str = ".cond") -> Path | None:
+    """The control picture of a picture: of its name in that folder, or where none is named NAME.cond.* beside it; None where it has none."""
+    for folder, stem in _places(picture, control_folder, suffix):
         for ending in (picture.suffix, *PICTURES):
             path = folder / f"{stem}{ending}"
             if path.is_file() and path != picture:
@@ -62,21 +62,21 @@ def read_control(path: Path, size: tuple[int, int], turned: int = 1) -> Image.Im
     return turned_with(to_rgb(open_image(path), "black"), path, size, turned, "control picture")
 
 
-def _places(picture: Path, settings: DataSettings) -> list[tuple[Path, str]]:
+def _places(picture: Path, control_folder: str | None, suffix: str) -> list[tuple[Path, str]]:
     """(folder, name without ending) where a control picture may be, the likeliest first."""
-    if settings.control_folder is None:
-        return [(picture.parent, picture.stem + settings.control_suffix)]
-    named, inside = Path(settings.control_folder).expanduser(), picture.parent / settings.control_folder
+    if control_folder is None:
+        return [(picture.parent, picture.stem + suffix)]
+    named, inside = Path(control_folder).expanduser(), picture.parent / control_folder
     folders = [inside, named / picture.parent.name, named]
-    return [(folder, stem) for folder in folders for stem in (picture.stem, picture.stem + settings.control_suffix)]
+    return [(folder, stem) for folder in folders for stem in (picture.stem, picture.stem + suffix)]
 
 
-def _check_all_there(missing: Sequence[Path], count: int, settings: DataSettings) -> None:
+def _check_all_there(missing: Sequence[Picture], count: int) -> None:
     if not missing:
         return
-    names = ", ".join(shown(path, 200) for path in missing[:3]) + (", …" if len(missing) > 3 else "")
-    beside = settings.control_folder is None
-    where = f"{missing[0].stem}{settings.control_suffix}.png beside it" if beside else f"a picture of that name in {settings.control_folder}"
+    names = ", ".join(shown(picture.path, 200) for picture in missing[:3]) + (", …" if len(missing) > 3 else "")
+    first, folder = missing[0], missing[0].subset.control_folder
+    where = f"{first.path.stem}{first.subset.control_suffix}.png beside it" if folder is None else f"a picture of that name in {folder}"
     raise DatasetError(f"{len(missing)} of {count} pictures have no control picture: {names}; put {where}, or name a data.preprocessor that makes them")
 
 

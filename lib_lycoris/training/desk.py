@@ -21,6 +21,8 @@ from .uploads import add_files, dataset_folder, write_caption
 
 SAMPLE = "sample-zorbix"
 _LARGEST_SIDE = 1024
+_OF_CONTROLS = ("control_folder", "preprocessor", "preprocessor_values", "preprocessor_resolution")
+"""Keys of [data] that have nothing to do with which pictures there are, and that only adapters know."""
 
 
 class Desk:
@@ -122,8 +124,8 @@ class Desk:
         return {"folder": str(folder)}
 
     def _look(self, values: Mapping[str, Any]) -> tuple[list[Shown], list[str]]:
-        data = {"data": values.get("data") or {}}
-        config = TrainConfig.from_dict(data)
+        data = {key: value for key, value in (values.get("data") or {}).items() if key not in _OF_CONTROLS}
+        config = TrainConfig.from_dict({"data": data})
         for folder in config.data.folders:
             self._fence.check_read("data.folders", folder)
         if config.data.dataset is not None:

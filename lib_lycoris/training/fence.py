@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, shown
 from .config import TrainConfig
+from .templates import LISTS
 
 Folders = Callable[[], Sequence[Path]]
 
@@ -63,9 +64,19 @@ def read_paths(config: TrainConfig) -> list[tuple[str, str]]:
     """(key, path) of all that a training reads, but the checkpoint, which the host finds by its own list."""
     single = (
         ("data.dataset", config.data.dataset), ("data.prior_folder", config.data.prior_folder), ("validation.folder", config.validation.folder),
-        ("network.start_from", config.network.start_from),
+        ("network.start_from", config.network.start_from), ("embedding.start_from", config.embedding.start_from),
+        ("data.templates", None if config.data.templates in LISTS else config.data.templates),
     )
-    return [*(("data.folders", folder) for folder in config.data.folders), *((key, path) for key, path in single if path is not None)]
+    return [*(("data.folders", folder) for folder in config.data.folders), *((key, path) for key, path in single if path is not None), *_controls(config)]
+
+
+def _controls(config: TrainConfig) -> list[tuple[str, str]]:
+    """Where control pictures are looked for: within each folder of pictures, and by the path itself, where there is such a folder."""
+    named = config.data.control_folder
+    if named is None:
+        return []
+    itself = [named] if Path(named).expanduser().is_absolute() or Path(named).is_dir() else []
+    return [("data.control_folder", path) for path in (*(str(Path(folder) / named) for folder in config.data.folders), *itself)]
 
 
 def inside(path: Path, folders: Sequence[Path]) -> bool:

@@ -16,7 +16,7 @@ from .config import TrainConfig
 from .job_record import JobRecord
 from .job_state import BUSY, RESUMABLE, Curves, JobState, finite
 from .progress import StepReport, render_phase
-from .result import TrainResult
+from .result import TrainResult, typed_for
 from .watch import OnPhase, Pause, Viewer
 
 __all__ = ["BUSY", "JobState", "Leads", "Run", "TrainJob"]
@@ -246,8 +246,9 @@ class TrainJob:
                 kept = "before the first step, nothing was saved" if result.state is None or not result.steps else f"{result.state} is still there"
                 self._change(phase="stopped", doing="", seconds_left=None, log=self._log_with(f"Stopped: {kept}"))
                 return
-            self._change(phase="stopped" if result.stopped else "done", doing="", seconds_left=None, path=str(result.path),
-                         tag=_tag(self._config, result.path), log=self._log_with(f"Saved {result.path} after {result.steps} steps"))
+            typed = None if self._config is None else typed_for(self._config, result.path)
+            self._change(phase="stopped" if result.stopped else "done", doing="", seconds_left=None, path=str(result.path), tag=typed,
+                         log=self._log_with(f"Saved {result.path} after {result.steps} steps"))
 
     def _fail(self, line: str) -> None:
         with self._guard:
@@ -325,11 +326,3 @@ class _JobViewer:
 
 
 _STANDS = {"paused": "the training is paused, resume it first", "pausing": "the training is pausing", "stopping": "the training is ending"}
-
-
-def _tag(config: TrainConfig | None, path: Path) -> str:
-    """What is typed to use the file: an embedding's own name, or a network's tag, with the word behind it that was trained with the network."""
-    if config is not None and config.network.kind == "embedding":
-        return path.stem
-    word = None if config is None else config.word
-    return f"<lyco:{path.stem}:1>" + (f" {word}" if word else "")

@@ -38,7 +38,7 @@ class JobState:
         previews: (step, prompt, path) of each preview picture; those of step 0 show the model before.
         log: lines for the user.
         path: of the network file, once there is one.
-        tag: what is written into a prompt to use it.
+        tag: what is written into a prompt to use it; None for an adapter, which is chosen beside the prompt.
         error: why it failed, one line.
     """
 

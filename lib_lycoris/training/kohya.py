@@ -39,13 +39,13 @@ _SUBSET_KEYS = {
     "caption_extension": "text", "class_tokens": "text", "alpha_mask": "switch", "color_aug": "any", "face_crop_aug_range": "any", "token_warmup_min": "any",
     "token_warmup_step": "any", "custom_attributes": "any", "resize_interpolation": "any", "cache_info": "any",
 }
-_OWN_KEYS = {"image_dir": "text", "is_reg": "switch", "metadata_file": "text", "conditioning_data_dir": "any"}
+_OWN_KEYS = {"image_dir": "text", "is_reg": "switch", "metadata_file": "text", "conditioning_data_dir": "text"}
 _IGNORED = {
     "color_aug": "colours are trained as they are", "face_crop_aug_range": "faces are not looked for", "custom_attributes": "nothing here reads them",
     "token_warmup_min": "all tags are there from the first step", "token_warmup_step": "all tags are there from the first step",
     "resize_interpolation": "pictures are scaled with Lanczos's filter", "cache_info": "sizes are read from the pictures, every time",
     "validation_seed": "what is kept back follows from training.seed", "validation_split": "set validation.share",
-    "network_multiplier": "a network is trained at strength 1", "conditioning_data_dir": "that is for ControlNet, this trains on the pictures alone",
+    "network_multiplier": "a network is trained at strength 1",
 }
 _NEUTRAL = {"network_multiplier": 1, "token_warmup_min": 1}
 _MOST_SIDE = 65536
@@ -119,6 +119,7 @@ class _Reader:
             folder, self._words(said), self._sizes(said, where), said.get("num_repeats", settings.repeats), said.get("class_tokens"), said.get("is_reg", False),
             CAPTIONS if extension is None else (extension if extension.startswith(".") else f".{extension}",), settings.caption_from_name,
             said.get("flip_aug", settings.flip), said.get("random_crop", settings.random_crop), masks, listed,
+            settings.control_suffix, said.get("conditioning_data_dir", settings.control_folder),
         )
 
     def _words(self, said: Mapping[str, Any]) -> Words:

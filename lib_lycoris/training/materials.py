@@ -93,6 +93,9 @@ def read_pictures(config: TrainConfig, watch: Watch | None = None) -> Pictures:
     if config.network.kind == "adapter":
         learned = with_controls(learned, config.data)
         judged = None if judged is None else with_controls(judged, config.data)
+    elif any(picture.subset.control_folder is not None for picture in learned.pictures):
+        odd = 'conditioning_data_dir is ignored: control pictures are for network.kind = "adapter"'
+        learned = replace(learned, problems=(*learned.problems, odd))
     return Pictures(config, learned, judged, *_split(config, learned), cache)
 
 

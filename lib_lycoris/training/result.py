@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .config import TrainConfig
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -29,3 +31,15 @@ class TrainResult:
     """(step, loss) of each validation, the first before the first step."""
     ranks: Mapping[str, int] | None = None
     """The rank that each layer ("component.layer") kept, where a method takes some away (AdaLoRA)."""
+
+
+def typed_for(config: TrainConfig, path: Path) -> str | None:
+    """What is typed to use the file: an embedding's own name, or a network's tag, with the word behind it that was trained with the network.
+
+    None for an adapter, which is chosen beside the prompt, with a control picture.
+    """
+    if config.network.kind == "adapter":
+        return None
+    if config.network.kind == "embedding":
+        return path.stem
+    return f"<lyco:{path.stem}:1>" + (f" {config.word}" if config.word else "")

@@ -34,7 +34,8 @@ class Subset:
         endings: of caption files, the first that is there counts.
         from_name: whether a picture without a caption file has its own name as caption.
         masks: "none", "alpha" or "files".
-        control_suffix: of the names of control pictures, which are not themselves learned from.
+        control_suffix: of the names of control pictures beside their pictures, which are not themselves learned from.
+        control_folder: of control pictures, where they lie in one of their own.
         listed: the pictures and their captions, where a file lists them in place of the folder.
     """
 
@@ -51,6 +52,7 @@ class Subset:
     masks: str = "none"
     listed: tuple[tuple[Path, tuple[str, ...]], ...] | None = None
     control_suffix: str = ".cond"
+    control_folder: str | None = None
 
     def __post_init__(self) -> None:
         if self.prior:  # class pictures show what is known already, not the new thing
@@ -96,7 +98,8 @@ def make_words(settings: DataSettings) -> Words:
 def make_subset(folder: Path, settings: DataSettings) -> Subset:
     """The folder with what [data] says; without a look at it."""
     return Subset(folder, make_words(settings), Sizes.from_settings(settings), settings.repeats, from_name=settings.caption_from_name, flip=settings.flip,
-                  random_crop=settings.random_crop, masks=settings.masks, control_suffix=settings.control_suffix)
+                  random_crop=settings.random_crop, masks=settings.masks, control_suffix=settings.control_suffix,
+                  control_folder=settings.control_folder)
 
 
 def scan_folder(folder: Path, settings: DataSettings) -> list[Subset]:

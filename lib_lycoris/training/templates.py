@@ -23,6 +23,8 @@ _LISTS = {
     "subject": _SUBJECT, "style": _STYLE, "subject_filewords": tuple(_FILEWORDS.replace("{template}", line) for line in _SUBJECT),
     "style_filewords": tuple(_FILEWORDS.replace("{template}", line) for line in _STYLE),
 }
+LISTS = tuple(_LISTS)
+"""The names of our own lists."""
 _FOREIGN = {"[name]": "{word}", "[filewords]": "{caption}", "{}": "{word}"}
 """How the WebUI's own lists and diffusers' spell the places."""
 _PLACE = re.compile(r"\{(word|caption|concept|name)\}")

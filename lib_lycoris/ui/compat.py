@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import gradio as gr
 
 HAS_TIMER = hasattr(gr, "Timer")
+_MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~])")
+_NO_TAG = "<\u200b"
+"""A "<" that opens nothing: a blank of no width stands behind it."""
 
 
 def poll(blocks: gr.Blocks, look: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], seconds: float = 1.0) -> None:
@@ -33,6 +37,11 @@ def plain_image() -> dict[str, Any]:
 def without_sharing() -> dict[str, Any]:
     """The argument that leaves a gallery without the button that would send a picture to somebody's server."""
     return {"buttons": ["download", "fullscreen"]} if "buttons" in inspect.signature(gr.Gallery.__init__).parameters else {"show_share_button": False}
+
+
+def info(text: str) -> str:
+    """A field's explanation that is shown as it stands: gradio 6 reads it as Markdown, gradio 3.41 does not."""
+    return _MARKS.sub(r"\\\1", text).replace("<", _NO_TAG) if HAS_TIMER else text
 
 
 def quiet() -> dict[str, Any]:

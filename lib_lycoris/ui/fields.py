@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ..training.config import DEFAULT_STEPS, Setting
+from . import compat
 
 KIND = "network.kind"
 """The field on whose value it depends which others are there."""
@@ -185,9 +186,9 @@ class Form:
             before: the key that is marked until now.
         """
         key = next((key for key in self._fields if error.startswith((f"{key} ", f"{key}:", f"{key}="))), "")
-        updates = {before: gr.update(info=explanation(self._record[before]))} if before in self._fields else {}
+        updates = {before: gr.update(info=compat.info(explanation(self._record[before])))} if before in self._fields else {}
         if key:
-            updates[key] = gr.update(info=f"⚠ {error} · {explanation(self._record[key])}")
+            updates[key] = gr.update(info=compat.info(f"⚠ {error} · {explanation(self._record[key])}"))
         return [updates.get(one, gr.update()) for one in self._fields], key
 
     def _start(self, key: str) -> Any:
@@ -233,7 +234,7 @@ def _shown(setting: Setting, value: Any, choices: Sequence[str] | None) -> Any:
 
 def _component(setting: Setting, value: Any, choices: Sequence[str] | None, visible: bool = True) -> Any:
     """The gradio field of a setting."""
-    about = {"label": label(setting), "info": explanation(setting), "elem_id": element_id(setting), "interactive": True, "visible": visible,
+    about = {"label": label(setting), "info": compat.info(explanation(setting)), "elem_id": element_id(setting), "interactive": True, "visible": visible,
              "value": _shown(setting, value, choices)}
     if setting.kind == "list of texts" and choices:
         return gr.CheckboxGroup(choices=list(choices), **about)

@@ -12,8 +12,8 @@ from . import compat, text
 from .fields import KIND, Form
 from .train_page import TrainPage
 
-KEPT = ("data.folders", "data.dataset", "data.prior_folder", "data.cache_folder", "validation.folder", "output.name", "output.folder", "network.start_from",
-        "model.vae")
+KEPT = ("data.folders", "data.dataset", "data.prior_folder", "data.cache_folder", "data.control_folder", "validation.folder", "output.name", "output.folder",
+        "network.start_from", "model.vae")
 """What a preset leaves as it is: it belongs to one training."""
 _NONE = "none: my own settings"
 _LABEL = "Preset"
@@ -93,7 +93,7 @@ class _Files:
     def load(self, file: Any) -> list[Any]:
         unchanged = [gr.update() for _ in self._form.fields()]
         if file is None:
-            return [*unchanged, "", gr.update()]
+            return [*unchanged, gr.update(), gr.update()]
         try:
             name, content = compat.uploaded(file)
             found = self._page.import_settings(content.decode("utf-8-sig", errors="replace"))

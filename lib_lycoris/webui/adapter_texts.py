@@ -25,7 +25,9 @@ def extend_texts(params: Any, control: Any, rows: Sequence[tuple[int, bool]]) ->
 def _extended(cond: Any, control: Any, rows: Sequence[tuple[int, bool]]) -> Any:
     text = cond["crossattn"] if isinstance(cond, dict) else cond
     longer = control.extend(text, rows)
-    if longer is text or not isinstance(cond, dict):
+    if longer is text:
+        return cond
+    if not isinstance(cond, dict):
         return longer
     copied = type(cond)(cond)
     copied["crossattn"] = longer

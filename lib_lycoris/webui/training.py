@@ -138,8 +138,9 @@ class Training:
             for name, value in part.items():
                 if name not in given:
                     config = config.set(f"{section}.{name}", value)
-        if config.network.kind == "embedding" and config.output.folder == str(host.network_folders()[0]):  # as the page has it, or nobody said anything
-            config = config.set("output.folder", str(host.embedding_folder()))
+        folder = {"adapter": host.adapter_folder, "embedding": host.embedding_folder}.get(config.network.kind)
+        if folder is not None and config.output.folder == str(host.network_folders()[0]):  # as the page has it, or nobody said anything
+            config = config.set("output.folder", str(folder()))
         self._fence.check(config)
         checkpoint = host.find_checkpoint(config.model.checkpoint)
         if host.is_loaded(checkpoint):

@@ -17,12 +17,14 @@ from torch import nn
 from lib_lycoris.errors import ConfigError, LycoError, NetworkFileError
 from lib_lycoris.files.embedding_pictures import TEXT, draw_embedding, is_picture
 from lib_lycoris.files.embeddings import (
+    is_embedding,
     pack_embeddings,
     read_embedding,
     write_embedding,
     write_embedding_picture,
     write_legacy_embedding,
 )
+from lib_lycoris.files.reader import open_tensor_file
 from lib_lycoris.files.safetensors import read_header, read_tensors, write_tensors
 
 
@@ -111,7 +113,7 @@ def test_what_is_written_is_read_again_in_every_form(tmp_path, vectors):
     write_legacy_embedding(tmp_path / "a.pt", "a", vectors, 3)
     for ending in ("safetensors", "pt"):
         read = read_embedding(tmp_path / f"a.{ending}")
-        assert same(read.vectors, vectors) and read.step == 3
+        assert same(read.vectors, vectors) and (read.step == 3 or (ending == "pt" and len(vectors) == 2))
     if len(vectors) == 1:
         assert list(read_header(tmp_path / "a.safetensors").tensors) == ["emb_params"]
         write_embedding_picture(tmp_path / "a.png", np.full((64, 64, 3), 90, np.uint8), "a name", vectors, 3)
@@ -254,6 +256,17 @@ def test_a_damaged_file_gives_an_embedding_or_one_line_and_nothing_else(tmp_path
         assert "\n" not in str(error)
     else:
         assert all(tensor.ndim == 2 and torch.isfinite(tensor).all() for tensor in read.vectors.values())
+
+
+def test_sdxls_legacy_file_holds_tensors_alone_as_a1111_wants_it(tmp_path):
+    write_legacy_embedding(tmp_path / "a.pt", "a", {"clip_l": L, "clip_g": G}, 3)
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert set(content) == {"clip_l", "clip_g"} and torch.equal(content["clip_g"], G)
+
+
+def test_text_encoders_by_number_are_an_embeddings_whatever_their_width(tmp_path):
+    torch.save({"text_encoders_0": L[:, :64], "text_encoders_1": L[:, :32]}, tmp_path / "a.pt")
+    assert is_embedding(open_tensor_file(tmp_path / "a.pt"))
 
 
 def test_one_of_several_packed_embeddings_is_read_by_its_name(tmp_path):

@@ -82,7 +82,7 @@ def test_of_what_the_frozen_model_cannot_draw_a_new_word_learns_what_it_can(vect
     """The hourglass is none of its shapes: the loss on others of its pictures falls, the shape does not come out (docs/world.md)."""
     model = load_checkpoint()
     result = train(word_config(CONCEPT_SHAPE, vectors, 300, 0.05, tmp_path, model), StudioBackbone(model))
-    assert result.validation[-1][1] <= 0.75 * result.validation[0][1], result.validation
+    assert result.validation[-1][1] <= 0.85 * result.validation[0][1], result.validation
 
 
 def test_class_pictures_keep_what_is_known(tmp_path):

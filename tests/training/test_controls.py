@@ -8,11 +8,13 @@ import torch
 from PIL import Image
 
 from lib_lycoris.errors import ConfigError, DatasetError
-from lib_lycoris.training.config import DataSettings
+from lib_lycoris.training.config import DataSettings, TrainConfig
 from lib_lycoris.training.control_maps import ControlMaps, find_values
 from lib_lycoris.training.controls import find_control, with_controls
 from lib_lycoris.training.dataset import read_dataset
+from lib_lycoris.training.fence import Fence
 from lib_lycoris.training.latents import Variant, variants_of
+from lib_lycoris.training.materials import read_pictures
 from lib_lycoris.training.pictures import open_image, to_pixels, to_rgb
 
 
@@ -86,6 +88,18 @@ def test_one_that_is_no_picture_is_told(tmp_path):
     (write(tmp_path) / "a.cond.png").write_bytes(b"nothing")
     with pytest.raises(DatasetError, match="not a picture"):
         read(tmp_path)
+
+
+def test_kohyas_dataset_file_names_their_folder_for_each_subset(tmp_path):
+    write(tmp_path / "one")
+    write(tmp_path / "maps")
+    (tmp_path / "set.toml").write_text(f'[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = "{(tmp_path / "one").as_posix()}"\n'
+                                       f'conditioning_data_dir = "{(tmp_path / "maps").as_posix()}"\n', encoding="utf-8")
+    settings = DataSettings(dataset=str(tmp_path / "set.toml"))
+    dataset = with_controls(read_dataset(settings), settings)
+    assert [picture.control for picture in dataset.pictures] == [tmp_path / "maps/a.png"]
+    values = {"data": {"dataset": str(tmp_path / "set.toml")}}
+    assert any("conditioning_data_dir is ignored" in line for line in read_pictures(TrainConfig.from_dict(values)).learned.problems)
 
 
 def test_a_copy_of_the_picture_itself_is_told_of(tmp_path):
@@ -187,4 +201,19 @@ def test_a_picture_with_the_suffix_but_no_partner_is_a_picture(tmp_path):
     write(tmp_path, "night.cond")
     dataset = read_dataset(DataSettings(folders=(str(tmp_path),), resolution=64))
     assert [picture.path.name for picture in dataset.pictures] == ["night.cond.png"]
-    assert find_control(tmp_path / "night.cond.png", DataSettings()) is None
+    assert find_control(tmp_path / "night.cond.png") is None
+
+
+def test_over_the_network_they_may_lie_where_pictures_may_and_nowhere_else(tmp_path):
+    fence = Fence(lambda: [tmp_path / "out"], lambda: [tmp_path / "allowed"], "ask the owner")
+    (tmp_path / "secret").mkdir()
+
+    def config(control_folder):
+        return TrainConfig.from_dict({"data": {"folders": [str(tmp_path / "allowed/cats")], "control_folder": control_folder}, "network": {"kind": "adapter"},
+                                      "output": {"folder": str(tmp_path / "out")}})
+
+    for allowed in ("maps", "../maps", str(tmp_path / "allowed/maps")):
+        fence.check(config(allowed))
+    for forbidden in ("../../secret", str(tmp_path / "secret")):
+        with pytest.raises(ConfigError, match=r"data\.control_folder"):
+            fence.check(config(forbidden))

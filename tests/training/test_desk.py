@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -245,3 +246,13 @@ def test_captions_of_no_picture_are_refused(tmp_path):
     for picture, text in ((tmp_path / "a.png", "x"), (tmp_path / "a.txt", "x")):
         with pytest.raises(DatasetError, match="no such picture"):
             uploads.write_caption(picture, text)
+
+
+def test_pictures_of_an_adapters_training_are_listed_without_their_control_pictures(tmp_path, folder):
+    desk, name = a_desk(tmp_path), next(folder.glob("*.png"))
+    name.with_name(f"{name.stem}.cond.png").write_bytes(name.read_bytes())
+    values = of(folder)
+    alone = desk.pictures(values)
+    for more in ({"preprocessor": "canny", "preprocessor_values": ["low=3"]}, {"control_folder": str(tmp_path)}):
+        assert desk.pictures({"data": {**values["data"], **more}}) == alone
+    assert ".cond" not in json.dumps(alone)

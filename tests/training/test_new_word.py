@@ -16,6 +16,7 @@ from lib_lycoris.training.conditioning import CachedCaptions
 from lib_lycoris.training.config import DataSettings, TrainConfig
 from lib_lycoris.training.dataset import read_dataset, read_prior
 from lib_lycoris.training.draws import make_generator
+from lib_lycoris.training.fence import read_paths
 from lib_lycoris.training.loop import train
 from lib_lycoris.training.material import PlainMaterial
 from lib_lycoris.training.new_word import NewWord, make_word
@@ -430,3 +431,9 @@ def test_a_state_from_before_there_were_words_is_gone_on_with(tmp_path):
     states.write(replace(state, config={**held, "data": {key: value for key, value in held["data"].items() if key != "trigger"}}))
     result = train(config.set("training.steps", 5), FakeBackbone(), resume=True)
     assert result.steps == 5 and result.problems == ("resumed with another training.steps",)
+
+
+def test_files_that_a_word_is_made_of_are_read_where_the_fence_allows_it():
+    config = config_of(network__kind="embedding", embedding__start_from="/elsewhere/own.pt", data__templates="/elsewhere/mine.txt")
+    assert {("embedding.start_from", "/elsewhere/own.pt"), ("data.templates", "/elsewhere/mine.txt")} <= set(read_paths(config))
+    assert not [key for key, _ in read_paths(config_of(network__kind="embedding", data__templates="style_filewords")) if key == "data.templates"]

@@ -15,7 +15,7 @@ from lib_lycoris.errors import ConfigError
 from lib_lycoris.setting import Setting
 from lib_lycoris.training.config import KINDS, TrainConfig, settings
 from lib_lycoris.training.job import JobState
-from lib_lycoris.ui import curves, text
+from lib_lycoris.ui import compat, curves, text
 from lib_lycoris.ui.fields import element_id, explanation, label
 from lib_lycoris.ui.generate import GeneratePage, insert_tag
 from lib_lycoris.ui.page import LATE, make_look, make_page
@@ -93,7 +93,7 @@ def test_every_field_has_its_own_label_its_sentence_and_its_element():
     record = {setting.key: setting for setting in settings()}
     for key, component in form.fields().items():
         assert component.label == label(record[key])
-        assert component.info == explanation(record[key])
+        assert component.info == compat.info(explanation(record[key]))
         assert component.elem_id == element_id(record[key])
     labels = [component.label for component in form.components()]
     assert len(set(labels)) == len(labels)

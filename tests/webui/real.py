@@ -28,7 +28,7 @@ SECONDS_TO_START = 900
 WHOLE_PRECISION = ("--no-half", "--no-half-vae", "--precision", "full")
 FLAGS = ("--skip-prepare-environment", "--use-cpu", "all", "--skip-torch-cuda-test",
          "--skip-version-check", "--skip-python-version-check", "--no-download-sd-model", "--do-not-download-clip", "--api",
-         "--server-name", "127.0.0.1")
+         "--server-name", "127.0.0.1", "--enable-insecure-extension-access")
 OPTIONS = {"live_previews_enable": False, "save_images_add_number": False, "samples_save": False, "grid_save": False, "enable_pnginfo": True,
            "lora_add_hashes_to_infotext": True, "CLIP_stop_at_last_layers": 1}
 

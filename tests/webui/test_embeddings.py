@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
+import urllib.error
+import urllib.request
 
 import pytest
 import torch
@@ -36,7 +40,8 @@ def folders(webui):
     yield webui.embeddings, webui.host_embeddings
     for folder in (webui.embeddings, webui.host_embeddings):
         for path in folder.iterdir():
-            path.unlink()
+            if path.is_file():  # the trash stays
+                path.unlink()
     for name in ("packed", "odd", "wrong"):
         (webui.networks / f"{name}.safetensors").unlink(missing_ok=True)
     webui.picture("a")
@@ -127,6 +132,34 @@ def test_the_routes_list_and_look_into_embeddings(webui, folders):
     assert (row["name"], row["kind"], row["vectors"], row["step"], row["problem"]) == ("my word", "embedding", 3, 9, None)
     seen = webui.ask("/lycoris/v1/embeddings/my%20word")
     assert seen["metadata"]["ss_steps"] == "9" and len(seen["norms"]["clip_l"]) == 3 and seen["remarks"] == {}
+
+
+def request(webui, method, name, body=None):
+    """(status, JSON) of a request."""
+    authorisation = "Basic " + base64.b64encode(b"tester:a secret").decode()
+    data = None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(f"{webui._url}/lycoris/v1/embeddings/{name}", data, {"Authorization": authorisation}, method=method)
+    try:
+        with webui._opener.open(asked, timeout=600) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+@pytest.mark.webui
+def test_an_embedding_is_remarked_on_and_deleted_of_the_hosts_folder_too(real_webui):
+    for folder, whose in ((real_webui.embeddings, "ours"), (real_webui.host_embeddings, "theirs")):
+        write_embedding(folder / "zorbix.safetensors", {"clip_l": vectors(real_webui)})
+        real_webui.picture(PROMPT)
+        assert known(real_webui)["words"] == {"zorbix": whose}
+        status, remarked = request(real_webui, "PATCH", "zorbix", {"notes": "good"})
+        assert status == 200 and json.loads((folder / "zorbix.json").read_text()) == remarked["remarks"]
+        assert request(real_webui, "PATCH", "zorbix", {"note": "x"})[0] == 400
+        status, deleted = request(real_webui, "DELETE", "zorbix")
+        assert status == 200 and set(deleted["deleted"]) == {"zorbix.safetensors", "zorbix.json"}
+        assert known(real_webui) == {"words": {}, "skipped": {}, "tokens": 0}
+        assert request(real_webui, "DELETE", "zorbix")[0] == request(real_webui, "GET", "zorbix")[0] == 404
 
 
 @pytest.mark.webui

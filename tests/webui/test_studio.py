@@ -6,6 +6,9 @@ import os
 
 import numpy as np
 import pytest
+import torch
+
+from lib_lycoris.files.embeddings import write_embedding
 
 pytest.importorskip("diffusers")
 
@@ -20,6 +23,8 @@ CASES = {
     "more than 75 tokens": ({"prompt": LONG, "negative_prompt": "a star"}, {"prompt": LONG, "negative": "a star"}),
     "clip skip": ({"override_settings": {"CLIP_stop_at_last_layers": 2}}, {"clip_skip": 2}),
     "a network": ({"prompt": "a large red circle <lyco:A:0.6:1.2>"},) * 2,
+    "an embedding": ({"prompt": "a large (Zorbix style:1.3) circle, zorbix"},) * 2,
+    "embeddings where chunks end": ({"prompt": " ".join(["red"] * 71) + " zorbix style " + " ".join(["blue"] * 70) + " zorbix, zorbix style"},) * 2,
 }
 
 
@@ -35,12 +40,18 @@ def test_the_studio_draws_the_webuis_picture(real_webui, case):
     from lib_lycoris.studio.generate import GenerateSettings, generate
 
     asked, wanted = CASES[case]
+    embeddings = {"zorbix": {"clip_l": torch.randn(2, 64, generator=torch.Generator().manual_seed(3))},
+                  "zorbix style": {"clip_l": torch.randn(5, 64, generator=torch.Generator().manual_seed(4))}}
+    for name, vectors in embeddings.items():
+        write_embedding(real_webui.host_embeddings / f"{name}.safetensors", vectors)
     real_webui.picture(PROMPT, checkpoint="base.safetensors", steps=1)
     theirs = real_webui.picture(**{"prompt": PROMPT, "steps": 12, **asked})
+    for name in embeddings:
+        (real_webui.host_embeddings / f"{name}.safetensors").unlink()
     model = load_checkpoint()
     networks = Generation(Catalogue([real_webui.networks]), NetworkCache(1 << 28), Session(model.unet, [model.text_encoder]))
     settings = {"prompt": PROMPT, "seed": 1, "steps": 12, "sampler": "Euler", "cfg": 5.0, "width": 64, "height": 64, **wanted}
-    ours = generate(model, GenerateSettings(**settings), networks)
+    ours = generate(model, GenerateSettings(**settings), networks, embeddings=embeddings)
     assert len(ours) == len(theirs.pictures)
     for mine, other in zip(ours, theirs.pictures, strict=True):
         difference = np.abs(mine.pixels.astype(int).ravel() - np.frombuffer(other, dtype=np.uint8).astype(int))

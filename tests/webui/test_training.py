@@ -61,6 +61,13 @@ def finished(webui, values):
     return wait(webui, "done", "stopped")
 
 
+def test_the_check_says_what_would_happen_and_changes_nothing(webui, folder):
+    lines = webui.ask(f"{ROUTE}/check", config(folder, "checked"))["lines"]
+    assert "3 pictures." in lines[0] and any("How long it takes is not known" in line for line in lines)
+    assert any(line.startswith("About ") and "GiB of memory" in line for line in lines)
+    assert not (webui.networks / "checked.safetensors").exists()
+
+
 def refused(webui, path, values):
     """(status, error) of a request that is refused."""
     with pytest.raises(urllib.error.HTTPError) as caught:
@@ -84,6 +91,35 @@ def test_a_training_leaves_a_network_that_works_and_nothing_else(webui, folder, 
     assert state["path"] == str(webui.networks / "fresh.safetensors") and (webui.networks / "fresh.safetensors").is_file()
     assert webui.picture(f"{PROMPT} <lyco:fresh:1>").pictures != unchanged.pictures
     assert "fresh" in [network["name"] for network in webui.ask("/lycoris/v1/networks")["networks"]]
+
+
+def test_a_training_of_a_word_leaves_a_file_that_the_host_finds_and_nothing_else(webui, folder, unchanged):
+    lone = webui.picture("a zorbaz")
+    settings = {"network": {"kind": "embedding", "rank": 16}, "embedding": {"vectors": 2, "learning_rate": 0.5}}
+    output = {"preview_prompts": ["a zorbaz"], "preview_every": 2}
+    state = finished(webui, config(folder, "zorbaz", **settings, output=output, data={"caption_dropout": 0.3, "batch_size": 2}))
+    assert state["phase"] == "done" and state["tag"] == "zorbaz" and not [line for line in state["log"] if "preview" in line], state["log"]
+    assert state["path"] == str(webui.host_embeddings / "zorbaz.safetensors")
+    assert webui.picture("a zorbaz").pictures != lone.pictures
+
+
+def test_a_word_in_training_is_not_lost_when_the_hosts_embeddings_are_read_anew(stand_in_webui, folder, unchanged):
+    from modules import sd_hijack
+    from safetensors.torch import load_file
+
+    made, db = [], sd_hijack.model_hijack.embedding_db
+    for reload in (False, True):
+        values = config(folder, "zorbuz", network={"kind": "embedding", "rank": 16}, training={"steps": 8, "learning_rate": 0.05})
+        stand_in_webui.ask(ROUTE, values)
+        while stand_in_webui.ask(ROUTE)["phase"] not in ("done", "failed"):
+            if reload:
+                db.load_textual_inversion_embeddings(force_reload=True)
+            time.sleep(0.005)
+        state = stand_in_webui.ask(ROUTE)
+        assert state["phase"] == "done", state["error"]
+        made.append(load_file(state["path"])["emb_params"])
+        assert sd_hijack.model_hijack.embedding_db is db
+    assert (made[0] == made[1]).all()
 
 
 def test_networks_that_were_merged_into_the_weights_are_not_trained_upon(webui, folder, unchanged):

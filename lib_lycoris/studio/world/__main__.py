@@ -1,4 +1,4 @@
-"""`python -m lib_lycoris.studio.world`: make the embedded checkpoint, put it into a WebUI, measure it, draw pictures of its world."""
+"""`python -m lib_lycoris.studio.world`: make the embedded checkpoint, put it into a WebUI, measure it and its adapter, draw pictures of its world."""
 from __future__ import annotations
 
 import argparse
@@ -32,6 +32,24 @@ def _measure(args: argparse.Namespace) -> None:
     print(followed_captions(args.checkpoint, count=args.count, sampler=args.sampler, steps=args.steps, cfg=args.cfg).render())
 
 
+def _edges(args: argparse.Namespace) -> None:
+    import torch
+
+    from ...training.progress import render_progress
+    from .edges import prove, train_edges
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    adapter = Path(args.adapter) if args.adapter else None
+    if args.train:
+        adapter = train_edges(Path(args.work), on_step=lambda report: print(render_progress(report)) if report.step % 100 == 0 else None, resume=True)
+        print(adapter)
+    proof = prove(adapter, args.count, args.few)
+    print(proof.render())
+    if args.grid:
+        proof.grid().save(args.grid)
+
+
 def _draw(args: argparse.Namespace) -> None:
     from .dataset import draw_dataset
 
@@ -39,7 +57,7 @@ def _draw(args: argparse.Namespace) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The verbs build, install, measure and draw."""
+    """The verbs build, install, measure, edges and draw."""
     parser = argparse.ArgumentParser(prog="python -m lib_lycoris.studio.world", description=__doc__.split(": ", 1)[1])
     verbs = parser.add_subparsers(dest="verb", required=True)
 
@@ -62,6 +80,16 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument("--steps", type=int, default=20, help="sampler steps (default: %(default)s)")
     verb.add_argument("--cfg", type=float, default=5.0, help="guidance (default: %(default)s)")
     verb.set_defaults(run=_measure)
+
+    verb = verbs.add_parser("edges", help="how well an adapter puts shapes where edge maps have them")
+    verb.add_argument("--adapter", help="a .safetensors file (default: the embedded one)")
+    verb.add_argument("--count", type=int, default=100, help="pairs at the checkpoint's own size (default: %(default)s)")
+    verb.add_argument("--few", type=int, default=20, help="pairs at each other size, in a batch, twice as large (default: %(default)s)")
+    verb.add_argument("--grid", help="a .png file for maps and pictures")
+    verb.add_argument("--train", action="store_true", help="train it first (about twenty minutes on one core; goes on where it was stopped)")
+    verb.add_argument("--work", default="build/edges", help="folder of that training (default: %(default)s)")
+    verb.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    verb.set_defaults(run=_edges)
 
     verb = verbs.add_parser("draw", help="draw a dataset of scenes: name.png with name.txt")
     verb.add_argument("folder")

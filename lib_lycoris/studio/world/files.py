@@ -10,6 +10,8 @@ from ...errors import CheckpointError, ConfigError
 FOLDER = Path(__file__).parent / "checkpoint"
 CHECKPOINT = FOLDER / "lyco-world.safetensors"
 CONFIG = FOLDER / "lyco-world.yaml"
+EDGES = FOLDER / "lyco-world-edges.safetensors"
+"""A T2I-Adapter for the checkpoint, trained on edge maps of its world."""
 CLIP_FOLDER = FOLDER / "lyco-world-clip"
 """Holds the text model's config.json; `install_world` adds the tokenizer's files, which are derived from the table in studio/tokenizer."""
 

@@ -77,7 +77,7 @@ def follow_batch(model: StudioModel, adapter: Adapter, scenes: Sequence[Scene], 
     """The same in one batch: a map for each picture, and the first scene's caption for all, without its shape's name."""
     scene, side = scenes[0], model.side
     with _following(model, adapter, scenes, side, side):
-        pictures = _draw(model, f"{scene.colour} on a {scene.background} background", [first_seed + place for place in range(len(scenes))], side, side)
+        pictures = _draw(model, f"a {scene.colour} shape on a {scene.background} background", [first_seed + place for place in range(len(scenes))], side, side)
     return _followed(scenes, pictures)
 
 

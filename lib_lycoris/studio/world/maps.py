@@ -13,7 +13,7 @@ _LINE = 0.7
 """Half the width of an edge map's lines, in pixels."""
 _MARGIN = 0.02
 """Between shape and border, as a share of the side."""
-TRAINED_SIZES = ((64, 64), (64, 64), (72, 72), (80, 64), (64, 80))
+TRAINED_SIZES = ((64, 64), (64, 64), (72, 72), (56, 64), (64, 56))
 """(width, height) of the pictures that a dataset has in turn: the world's own twice as often as its neighbours."""
 
 

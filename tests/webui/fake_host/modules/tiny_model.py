@@ -183,6 +183,7 @@ class TinyModel(nn.Module):
         text = nn.Module()
         text.embeddings = nn.Module()
         text.embeddings.token_embedding = nn.Embedding(97, CONTEXT)
+        text.embeddings.token_embedding.textual_inversion_key, text.embeddings.token_embedding.wrapped = "clip_l", None
         text.encoder = nn.Module()
         text.encoder.layers = nn.ModuleList([TextLayer(), TextLayer()])
         text.final_layer_norm = nn.LayerNorm(CONTEXT)
