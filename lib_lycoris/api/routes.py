@@ -177,7 +177,7 @@ def add_routes(app: FastAPI, callables: Callables, authorise: Callable[[str, str
     if callables.preprocess is not None or callables.control_map is not None:
         add("POST", "/preprocess", "Make a control map of a picture; or, given a folder, write captions for its pictures that have none", callables.prepare,
             _PREPROCESS, largest=LARGEST_PICTURE)
-    add("POST", "/generate", "Generate pictures", callables.generate, _picture_schema(picture))
+    add("POST", "/generate", "Generate pictures", callables.generate, _picture_schema(picture, callables.adapters is not None), largest=LARGEST_PICTURE)
     pictures, words = callables.pictures, callables.words
     add("GET", "/pictures", "The newest pictures that were made", None if pictures is None else lambda: {"pictures": list(pictures())})
     add("POST", "/pictures/read", "The settings in a PNG", callables.read_picture, _PICTURE, largest=LARGEST_PICTURE * 3)
@@ -197,8 +197,17 @@ def _add_library(add: Callable[..., None], library: LibraryCalls) -> None:
         add("POST", f"/library/{action.name}", action.help + more, functools.partial(library.run, action.name), action.json_schema(), largest=largest)
 
 
-def _picture_schema(record: Sequence[Setting]) -> dict[str, Any]:
-    return {"type": "object", "additionalProperties": False, "properties": {setting.name: setting.json_schema() for setting in record}}
+def _picture_schema(record: Sequence[Setting], adapters: bool = False) -> dict[str, Any]:
+    properties = {setting.name: setting.json_schema() for setting in record}
+    if adapters:
+        unit = {setting.name: setting.json_schema() for setting in section_settings(Unit)}
+        unit |= {"picture": {"type": "string", "description": "What it looks at: a PNG or JPEG in base64"},
+                 "pictures": {"type": "array", "items": {"type": "string"}, "description": "One for each picture of the batch, over and over"},
+                 "mask": {"type": "string", "description": "Where it acts: white on black, in base64"}}
+        properties["units"] = {"type": "array", "description": "One object for each T2I-Adapter",
+                               "items": {"type": "object", "additionalProperties": False, "properties": unit}}
+        properties["fuser"] = {"type": "string", "default": "auto", "description": "The CoAdapter fuser's name; auto: one that fits; or none"}
+    return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
 def passwords(given: str | Mapping[str, str]) -> Callable[[str, str], bool]:

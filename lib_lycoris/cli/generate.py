@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .arguments import add_checkpoint, add_embeddings, add_networks, embedding_folders, network_folders
+from .units import adapter_folders, add_units, asked_units, make_preparation
 
 NAME = "generate"
 SUMMARY = "generate pictures"
@@ -21,6 +22,7 @@ examples:
   python -m lib_lycoris generate --prompt "a large red circle" --out circle.png
   python -m lib_lycoris generate --prompt "a photo of sks dog <lyco:my-dog:0.8>" --checkpoint v1-5.safetensors --seed 7 --size 512x768 --out dog.png
   python -m lib_lycoris generate --prompt "a blue square" --batch 4 --out square.png      writes square-1.png … square-4.png
+  python -m lib_lycoris generate --prompt "a house" --adapter adapters/canny.safetensors --control photo.jpg --adapter-weight 0.8 --out house.png
 """
 _SIZE = re.compile(r"(\d+)x(\d+)")
 
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", metavar="WxH", help="pixels, multiples of 8, as 512x768; left out: what the checkpoint was made for")
     parser.add_argument("--clip-skip", metavar="N", type=int, help="which of the text encoder's last layers is used (1)")
     parser.add_argument("--batch", metavar="N", type=int, help="pictures, with seeds counting up; more than one writes FILE-1.png, FILE-2.png …")
+    add_units(parser)
     parser.add_argument("--out", metavar="FILE.png", required=True, help="the file to write; one that is there is replaced")
 
 
@@ -59,16 +62,23 @@ def run(arguments: argparse.Namespace) -> None:
     from ..library.embedding_shelf import EmbeddingShelf
     from ..studio.checkpoint import load_checkpoint
     from ..studio.generate import GenerateSettings, generate
-    from ..studio.picture import write_png
+    from ..studio.picture import Picture, write_png
 
     GenerateSettings(**asked)  # a bad value is told before seconds go into loading
+    units = asked_units(getattr(arguments, "units", None) or [])
     model = load_checkpoint(arguments.checkpoint)
     settings = GenerateSettings(**{"width": model.side, "height": model.side, **asked})
     shelf = EmbeddingShelf(lambda: [Path(folder) for folder in embedding_folders(arguments.embeddings)])
-    pictures = generate(model, settings, make_networks(model, network_folders(arguments.networks)), _progress(settings.steps), embeddings=shelf.vectors())
+    preparation = make_preparation(adapter_folders(arguments.adapters), arguments.clip_vision, model.device)
+    pictures = generate(model, settings, make_networks(model, network_folders(arguments.networks)), _progress(settings.steps), units=units,
+                        preparation=preparation, fuser=arguments.fuser, embeddings=shelf.vectors())
     for path, picture in zip(output_paths(out, len(pictures)), pictures, strict=True):
         write_png(path, picture)
         print(f"{path} (seed {picture.seed})", flush=True)
+        for number, made in enumerate(picture.maps, start=1):
+            beside = path.with_name(f"{path.stem}-map{number if len(picture.maps) > 1 else ''}{path.suffix}")
+            write_png(beside, Picture(made, "", picture.seed))
+            print(f"{beside} (control map)", flush=True)
     for problem in pictures[0].problems:
         print(f"note: {problem}", file=sys.stderr)
 

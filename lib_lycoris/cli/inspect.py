@@ -28,13 +28,14 @@ _MOST_TAGS = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
-    parser.add_argument("file", metavar="FILE", help="a network: .safetensors, .pt, .ckpt, .bin, or a PEFT folder; or an embedding, also in a picture")
+    parser.add_argument("file", metavar="FILE", help="a network or T2I-Adapter: .safetensors, .pt, .ckpt, .bin, or a PEFT folder; or an embedding")
     parser.add_argument("--json", action="store_true", help="print one JSON object: kind, algorithms, base_model, layers, ranks, norms, metadata, …")
     parser.add_argument("--plot", metavar="FILE.png", help="draw norms by block and singular values; needs the package matplotlib")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Inspects and prints."""
+    from ..tools.adapters import inspect_adapter
     from ..tools.embedding_report import holds_embedding
     from ..tools.inspect import report_on
     from ..tools.plot import block_spectra, checked_plot, plot
@@ -45,6 +46,12 @@ def run(arguments: argparse.Namespace) -> None:
         _tell_of_embedding(arguments)
         return
     picture = None if arguments.plot is None else checked_plot(arguments.plot)
+    adapter = inspect_adapter(arguments.file)
+    if adapter is not None:
+        if picture is not None:
+            raise ConfigError("--plot draws networks; a T2I-Adapter has nothing to draw: leave it out")
+        print(json.dumps(adapter, ensure_ascii=False) if arguments.json else "\n".join(render_adapter(adapter)), flush=True)
+        return
     network = open_source(arguments.file)
     with layer_bar("reading") as on_step:
         report = report_on(network, on_step)
@@ -108,6 +115,21 @@ def render(report: Any, width: int = 100) -> list[str]:
     if report.problems:
         lines += ["", "problems", *(line for problem in report.problems for line in _row("  !", problem, width, 4))]
     return lines
+
+
+def render_adapter(report: dict[str, Any]) -> list[str]:
+    """The report on a T2I-Adapter as lines for a person."""
+    base = _NAMES.get(report["base_model"] or "") or {"sd": "Stable Diffusion 1.x or 2.x (neither tensors nor metadata tell which)"}.get(report["layout"])
+    rows = [
+        ("kind", f"{report['kind']} T2I-Adapter, {report['spelling']}'s spelling".replace("tencent's", "TencentARC's")),
+        ("base model", base or "unknown"),
+        ("pictures", f"{'gray' if report['in_channels'] == 1 else 'RGB'}, {report['downscale']} pixels a cell" if report["in_channels"] else ""),
+        ("maps", f"{', '.join(map(str, report['channels']))} channels" if report["channels"] else f"{report['tokens']} words of width {report['context']}"),
+        ("preprocessor", report["preprocessor"] or report["task"] or "not named"),
+        ("resolution", f"{report['resolution']} pixels" if report["resolution"] else ""),
+        ("size", f"{report['parameters']:,} parameters, {report['bytes'] / 1e6:.1f} MB, {', '.join(report['dtypes'])}"),
+    ]
+    return [shown(report["file"].replace("\\", "/").rpartition("/")[2]), "", *(line for title, text in rows for line in _row(title, text, 100))]
 
 
 def _kinds(report: Any) -> str:

@@ -114,7 +114,8 @@ def make_app(bench: Workbench) -> Any:
                           check=bench.check, desk=bench.desk, generate=lambda values: _generate(bench, values), library=library_calls(bench.library),
                           pictures=bench.pictures, recall=bench.recall, read_picture=bench.read_picture, words=bench.words,
                           embeddings=bench.embeddings.rows, embedding=bench.embeddings.look_into, remark_embedding=bench.embeddings.remark,
-                          delete_embedding=bench.embeddings.delete)
+                          delete_embedding=bench.embeddings.delete,
+                          adapters=bench.adapters.rows, control_map=bench.adapters.control_map, preprocessors=bench.adapters.preprocessors)
     add_routes(app, callables, picture=record)
     page = make_page(bench, record)
     allowed = [str((bench.outputs / "pictures").resolve())]
@@ -164,6 +165,7 @@ def _generate(bench: Workbench, values: Mapping[str, Any]) -> dict[str, Any]:
     made = bench.generate(values, wait=False)
     for picture in made["pictures"]:
         picture["image"] = base64.b64encode(Path(picture["path"]).read_bytes()).decode("ascii")
+        picture["map_images"] = [base64.b64encode(Path(path).read_bytes()).decode("ascii") for path in picture["maps"]]
     return made
 
 

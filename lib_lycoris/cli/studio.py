@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .arguments import add_checkpoint, add_embeddings, add_networks, embedding_folders, network_folders, whole_number
+from .units import adapter_folders, add_adapters
 
 NAME = "studio"
 SUMMARY = "open the studio's page for the browser"
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     add_checkpoint(parser)
     add_networks(parser)
+    add_adapters(parser)
     add_embeddings(parser)
     parser.add_argument("--port", metavar="N", type=whole_number(1, 65535), help="the port to listen on (left out: 7865, or the next one that is free)")
 
@@ -31,4 +33,6 @@ def run(arguments: argparse.Namespace) -> None:
     from .server import serve
     from .workbench import Workbench
 
-    serve(Workbench(arguments.checkpoint, network_folders(arguments.networks), embeddings=embedding_folders(arguments.embeddings)), arguments.port)
+    bench = Workbench(arguments.checkpoint, network_folders(arguments.networks), embeddings=embedding_folders(arguments.embeddings),
+                      adapters=adapter_folders(arguments.adapters))
+    serve(bench, arguments.port)

@@ -16,6 +16,8 @@ from ..training.fence import Fence
 from ..training.job import Leads, TrainJob
 from ..training.pace import Paces
 from ..training.result import TrainResult
+from .adapters import Adapters, channels_of
+from .units import requested_units
 
 OUTPUTS = Path("outputs")
 _CACHE_BYTES = 1 << 30
@@ -41,7 +43,7 @@ class Workbench:
     """
 
     def __init__(self, checkpoint: str | None = None, folders: list[str] | None = None, outputs: Path = OUTPUTS,
-                 embeddings: list[str] | None = None) -> None:
+                 embeddings: list[str] | None = None, adapters: list[str] | None = None) -> None:
         self.checkpoint, self.outputs = checkpoint, outputs
         self._folders = [Path(folder) for folder in folders or [str(outputs)]]
         self._embedding_folders = [Path(folder) for folder in embeddings] if embeddings else list(self._folders)
@@ -56,6 +58,7 @@ class Workbench:
         self._shelf = self._make_shelf()
         self._embeddings = self._make_embeddings()
         self.library = self._make_library()
+        self.adapters = Adapters(adapters or [outputs], lambda: channels_of(self._model))
         self.job = TrainJob(self._train, self._lock, self._home / "training.json")
         self._paces = Paces(self._home / "paces.json")
         self._fence = Fence(lambda: [self.outputs, *self._folders])
@@ -161,26 +164,30 @@ class Workbench:
         """Pictures, written to disk.
 
         Args:
-            values: of studio.generate.GenerateSettings; size is the checkpoint's own where nothing is said.
+            values: of studio.generate.GenerateSettings; size is the checkpoint's own where nothing is said. Beside them "units": a list of mappings, one
+                for each adapter, with a unit's fields and its "picture" or "pictures" and "mask" in base64; and "fuser".
             tell: told how far it is.
             wait: for a training's end; else it is an error.
 
         Returns:
-            {"pictures": [{"path", "seed", "infotext"}], "problems": [line], "interrupted": bool}
+            {"pictures": [{"path", "seed", "infotext", "maps": paths of control maps}], "problems": [line], "interrupted": bool}
 
         Raises:
             LycoError: a bad value, no model, a training is under way.
         """
         tell(0, "Waiting for the checkpoint to be loaded")
         model = self.model()
-        settings = self._generate_settings(values)
+        more = {name: values[name] for name in ("units", "fuser") if name in values}
+        settings = self._generate_settings({name: value for name, value in values.items() if name not in more})
+        units = requested_units(more.get("units", []))
         self._stop_generating.clear()
         self._take_model(tell, wait)
         try:
             from ..studio.generate import generate
 
             pictures = generate(model, settings, self._networks, lambda step, count, _: tell((step + 1) / count, f"Step {step + 1} of {count}"),
-                                self._stop_generating.is_set, self._embeddings.vectors())
+                                self._stop_generating.is_set, embeddings=self._embeddings.vectors(), units=units, preparation=self.adapters.preparation,
+                                fuser=str(more.get("fuser", "auto")))
         finally:
             self._lock.release()
         return {"pictures": self._write(pictures), "problems": list(pictures[0].problems), "interrupted": pictures[0].interrupted}
@@ -213,14 +220,18 @@ class Workbench:
             tell(0, f"Waiting: {words}." + (" Pause or stop it in the Train tab to go first." if training else ""))
 
     def _write(self, pictures: list[Any]) -> list[dict[str, Any]]:
-        from ..studio.picture import write_png
+        from ..studio.picture import Picture, write_png
 
         stamp = time.strftime("%Y%m%d-%H%M%S")
         written = []
         for place, picture in enumerate(pictures):
             path = self.outputs / "pictures" / f"{stamp}-{threading.get_ident() % 1000:03}-{place}-{picture.seed}.png"
             write_png(path, picture)
-            written.append({"path": str(path.resolve()), "seed": picture.seed, "infotext": picture.infotext})
+            # in a folder of their own: they are no pictures that could be made again
+            maps = [self.outputs / "control-maps" / f"{path.stem}-{number}.png" for number in range(1, len(picture.maps) + 1)]
+            for beside, made in zip(maps, picture.maps, strict=True):
+                write_png(beside, Picture(made, "", picture.seed))
+            written.append({"path": str(path.resolve()), "seed": picture.seed, "infotext": picture.infotext, "maps": [str(each.resolve()) for each in maps]})
         return written
 
     def pictures(self, count: int = 24) -> list[dict[str, Any]]:

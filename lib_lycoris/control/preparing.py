@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from lib_lycoris.preprocess.table import as_picture
 from lib_lycoris.prompt.unit import Unit
 
 from .control import Control
-from .making import FeatureCache, See, make_map
+from .making import FeatureCache, See, make_map, settle
 from .part import Part
 
 NO_FUSER, AUTO_FUSER = "none", "auto"
@@ -78,6 +78,7 @@ class Preparation:
         for number, each in chosen.items():
             try:
                 prepared.control.add(self._make_part(prepared, number, each, size, batch, device))
+                prepared.units.append((number, self._settled(each.unit)))
                 self._remark(prepared, each.unit, base_model)
             except LycoError as error:
                 problem = f"adapter {number} ({each.unit.adapter}) was left out: {error}"
@@ -99,6 +100,11 @@ class Preparation:
         maps = [make_map(unit, facts, picture, size) for picture in pictures or [None]]
         prepared.maps.extend((number, made) for made in maps)
         return Part(unit, self._cache.features(adapter, maps, device), facts.task if facts.task in TASKS else None, _region(asked, size, device))
+
+    def _settled(self, unit: Unit) -> Unit:
+        """The unit as it can be said again, whatever "auto" means elsewhere."""
+        preprocessor, resolution = settle(unit, self.shelf.facts(unit.adapter))
+        return replace(unit, preprocessor=preprocessor.name, processor_resolution=resolution)
 
     def _speak(self, adapter: Any, pictures: Sequence[Any], device: torch.device | str) -> tuple[Tensor, ...]:
         if self.see is None:
@@ -151,12 +157,23 @@ class Prepared:
         problems: for under the picture.
         maps: (the unit's number from 1, control map [H,W,3] uint8), in the order of the batch.
         fuser: the fuser's name, if one is used.
+        units: (number, unit) of those that act, with the preprocessor and resolution that they meant.
     """
 
     control: Control | None = None
     problems: list[str] = field(default_factory=list)
     maps: list[tuple[int, Any]] = field(default_factory=list)
     fuser: str | None = None
+    units: list[tuple[int, Unit]] = field(default_factory=list)
+
+    def saved_maps(self, picture: int) -> tuple[Any, ...]:
+        """The control maps of one picture of the batch that their units want saved."""
+        saved = []
+        for number, unit in self.units:
+            own = [made for owner, made in self.maps if owner == number]
+            if unit.save_map and own:
+                saved.append(own[picture % len(own)])
+        return tuple(saved)
 
 
 def _region(asked: Asked, size: tuple[int, int], device: torch.device | str) -> Tensor | None:

@@ -77,11 +77,12 @@ class AdapterShelf:
     Args:
         folders: read anew whenever they are listed.
         keep: how many loaded adapters stay in memory.
+        outside: whether a path to a file elsewhere is a name too; not for those who ask over a network.
     """
 
-    def __init__(self, folders: Iterable[str | os.PathLike[str]], keep: int = 3) -> None:
+    def __init__(self, folders: Iterable[str | os.PathLike[str]], keep: int = 3, outside: bool = False) -> None:
         self.folders = [Path(folder) for folder in folders]
-        self._keep = keep
+        self._keep, self._outside = keep, outside
         self._facts: dict[Path, tuple[tuple[int, int], AdapterFacts | None, str | None]] = {}
         self._loaded: OrderedDict[Path, tuple[tuple[int, int], Adapter]] = OrderedDict()
 
@@ -104,7 +105,7 @@ class AdapterShelf:
         return [row["name"] for row in self.rows(base_model, channels) if row["kind"] in kinds]
 
     def find(self, name: str) -> Path:
-        """The file that is called so: by its name in the list, its file name, its name without folders (if it is the only one), or its path.
+        """The file that is called so: by its name in the list, its path, or (if it is the only one) its file name or its name without folders.
 
         Raises:
             UnknownNetworkError: there is none, or several.
@@ -113,11 +114,12 @@ class AdapterShelf:
         wanted = name.strip()
         if wanted in files:
             return files[wanted]
-        found = [path for each, path in files.items() if wanted in (path.name, path.stem, f"{each}{path.suffix}", each.rpartition("/")[2])]
+        found = [path for path in files.values() if wanted == str(path)]
+        found = found or [path for each, path in files.items() if wanted in (path.name, path.stem, f"{each}{path.suffix}", each.rpartition("/")[2])]
         found = found or [path for path in files.values() if wanted and path.stem.lower() == wanted.lower()]
         if len(found) == 1:
             return found[0]
-        if not found and wanted and Path(wanted).suffix.lower() in EXTENSIONS and Path(wanted).is_file():
+        if not found and self._outside and Path(wanted).suffix.lower() in EXTENSIONS and Path(wanted).is_file():
             return Path(wanted)
         places = ", ".join(shown(folder) for folder in self.folders) or "no folder"
         if found:

@@ -125,6 +125,13 @@ TABLE = (
 )
 
 
+def preprocessor_rows() -> list[dict[str, Any]]:
+    """Every preprocessor of the table as plain values, for lists and routes."""
+    return [{"name": each.name, "label": each.label, "help": each.help, "source": each.source, "parameters": [
+        {"name": setting.name, "help": setting.help, "minimum": setting.minimum, "maximum": setting.maximum, "default": setting.default,
+         "whole": setting.kind == "whole number"} for setting in each.parameters]} for each in TABLE]
+
+
 def find_preprocessor(name: str, more: Mapping[str, Preprocessor] | None = None) -> Preprocessor:
     """The preprocessor of that name, of the table or of a host's own.
 

@@ -3,14 +3,16 @@ from __future__ import annotations
 
 import random
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..control.preparing import AUTO_FUSER, Asked, Preparation, Prepared
 from ..errors import ConfigError
 from ..prompt.request import split_prompt
+from ..prompt.unit import render_unit
 from ..setting import Section, setting
 from .checkpoint import StudioModel
 from .conditioning import check_clip_skip
@@ -56,7 +58,8 @@ class GenerateSettings(Section):
 
 
 def generate(model: StudioModel, settings: GenerateSettings, networks: Networks | None = None, on_step: OnStep | None = None,
-             should_stop: Callable[[], bool] | None = None, embeddings: Mapping[str, Vectors] | None = None) -> list[Picture]:
+             should_stop: Callable[[], bool] | None = None, embeddings: Mapping[str, Vectors] | None = None, units: Sequence[Asked] = (),
+             preparation: Preparation | None = None, fuser: str = AUTO_FUSER) -> list[Picture]:
     """The pictures, at least one, also after an interruption: then they are as far as they had come.
 
     Args:
@@ -65,16 +68,27 @@ def generate(model: StudioModel, settings: GenerateSettings, networks: Networks 
         on_step: called after each step.
         should_stop: asked after each step.
         embeddings: {word: {text encoder: [n,D]}} that the prompts may name, looked into when they do; they go before those that are packed with networks.
+        units: adapters with their pictures; taken off again in any case.
+        preparation: finds the adapters, and keeps what it computed for the next pictures; needed where there are units.
+        fuser: "auto", "none" or the name of a CoAdapter fuser's file.
 
     Raises:
-        ConfigError: clip_skip is larger than the text encoder is deep.
+        ConfigError: clip_skip is larger than the text encoder is deep, or units came without a preparation.
+        AdapterError: a unit that is strict can't act.
     """
+    if units and preparation is None:
+        raise ConfigError("units were given without a preparation, which finds adapters: give control.preparing.Preparation(AdapterShelf(folders))")
     check_clip_skip(model, settings.clip_skip)
     prompt, wanted, problems = split_prompt(settings.prompt)
     negative, unwanted, more = split_prompt(settings.negative)
     problems = [*problems, *more]
     first = settings.seed if settings.seed >= 0 else random.randrange(2 ** 32)
+    prepared = Prepared()
     try:
+        if units:
+            size = settings.width, settings.height
+            prepared = preparation.prepare(model.unet, units, size, settings.batch, model.device, base_model=model.base_model, fuser=fuser)
+            problems += prepared.problems
         if networks is not None:
             problems += networks.apply_pictures([wanted] * settings.batch, [unwanted] * settings.batch)
         else:
@@ -82,15 +96,17 @@ def generate(model: StudioModel, settings: GenerateSettings, networks: Networks 
         seeds = [first + place for place in range(settings.batch)]
         packed = {word: each.vectors for word, each in networks.embeddings.items()} if networks is not None else {}
         with model.words.given(packed, problems.append), model.words.given(embeddings if embeddings is not None else {}, problems.append):
-            return draw_pictures(model, settings, Texts(prompt, negative), seeds, problems, on_step, should_stop, networks)
+            return draw_pictures(model, settings, Texts(prompt, negative), seeds, problems, on_step, should_stop, networks, prepared)
     finally:
+        if prepared.control is not None:
+            prepared.control.restore()
         if networks is not None:
             networks.restore()
 
 
 @torch.no_grad()
 def draw_pictures(model: StudioModel, settings: GenerateSettings, texts: Texts, seeds: list[int], problems: list[str], on_step: OnStep | None = None,
-                  should_stop: Callable[[], bool] | None = None, networks: Networks | None = None) -> list[Picture]:
+                  should_stop: Callable[[], bool] | None = None, networks: Networks | None = None, prepared: Prepared | None = None) -> list[Picture]:
     """The pictures of prompts without tags, with whatever is attached to the model now.
 
     Args:
@@ -98,7 +114,9 @@ def draw_pictures(model: StudioModel, settings: GenerateSettings, texts: Texts, 
         seeds: one a picture.
         problems: told with every picture.
         networks: what is on the model and wants to follow the steps.
+        prepared: adapters that act, if any.
     """
+    prepared = prepared or Prepared()
     levels = NoiseLevels(alphas_cumprod(model.betas))
     noise = PictureNoise(seeds, (4, settings.height // 8, settings.width // 8), model.device)
     seen: list[Tensor] = []
@@ -113,19 +131,26 @@ def draw_pictures(model: StudioModel, settings: GenerateSettings, texts: Texts, 
     interrupted = False
     try:
         calls = SAMPLERS[settings.sampler].calls
-        denoise = Steering(model, levels, texts, settings.cfg, settings.clip_skip, networks or NoNetworks(), settings.steps, calls)
+        denoise = Steering(model, levels, texts, settings.cfg, settings.clip_skip, networks or NoNetworks(), settings.steps, calls, prepared.control)
         latents = sample(levels, denoise, noise.draw, settings.sampler, settings.scheduler, settings.steps, after_step)
     except Interrupted:
         latents, interrupted = seen[0], True
-    problems = [*problems, *(networks.late_problems if networks else ())]
+    problems = [*problems, *(networks.late_problems if networks else ()), *(prepared.control.problems if prepared.control else ())]
     if not torch.isfinite(latents).all():
         problems = [*problems, f"the picture has no finite values: {model.name} or a network does not work in {model.dtype}; try float32"]
-    return [Picture(decode_latent(model, latent[None]), infotext(model, settings, seed), seed, tuple(problems), interrupted)
-            for latent, seed in zip(latents, seeds, strict=True)]
+    adapters = adapter_fields(prepared)
+    return [Picture(decode_latent(model, latent[None]), infotext(model, settings, seed, adapters), seed, tuple(problems), interrupted,
+                    prepared.saved_maps(place)) for place, (latent, seed) in enumerate(zip(latents, seeds, strict=True))]
 
 
-def infotext(model: StudioModel, settings: GenerateSettings, seed: int) -> str:
-    """How a picture was made, in the form of the WebUI's infotexts."""
+def adapter_fields(prepared: Prepared) -> dict[str, str]:
+    """What an infotext says of the adapters that act, as the WebUI's side writes it."""
+    fields = {f"Lyco adapter {number}": render_unit(unit) for number, unit in prepared.units}
+    return {**fields, "Lyco adapter fuser": prepared.fuser} if prepared.fuser else fields
+
+
+def infotext(model: StudioModel, settings: GenerateSettings, seed: int, more: Mapping[str, str] | None = None) -> str:
+    """How a picture was made, in the form of the WebUI's infotexts, with these fields more."""
     chosen = SAMPLERS[settings.sampler].scheduler if settings.scheduler == "automatic" else settings.scheduler
     schedule = "Automatic" if settings.scheduler == "automatic" and chosen == "uniform" else chosen.capitalize()
     return make_infotext(settings.prompt, settings.negative, {
@@ -133,4 +158,4 @@ def infotext(model: StudioModel, settings: GenerateSettings, seed: int) -> str:
         "Size": f"{settings.width}x{settings.height}", "Model hash": model.hash, "Model": model.name,
         "Clip skip": settings.clip_skip if settings.clip_skip > 1 else None,
         "RNG": "CPU" if model.device.type == "cuda" else None,  # what the WebUI must be told to draw the same noise there
-        "Version": PROGRAM})
+        **(more or {}), "Version": PROGRAM})

@@ -22,6 +22,7 @@ class Picture:
         seed: with which this one is made again.
         problems: what the user should know, one sentence each: networks that were not found or fit nowhere, …
         interrupted: somebody stopped it before its last step.
+        maps: control maps uint8 [H,W,3] that units wanted to see.
     """
 
     pixels: np.ndarray
@@ -29,6 +30,7 @@ class Picture:
     seed: int
     problems: tuple[str, ...] = ()
     interrupted: bool = False
+    maps: tuple[np.ndarray, ...] = ()
 
 
 def decode_latent(model: StudioModel, latent: Tensor) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..control.control import Control
 from ..library.embeddings import Embedding
 from ..prompt.request import Request
 from .checkpoint import StudioModel
@@ -79,17 +80,18 @@ class Steering:
         networks: as applied.
         steps: of the sampling.
         calls: of this denoiser in each step but perhaps the last.
+        control: the adapters that act; None: none.
     """
 
     def __init__(self, model: StudioModel, levels: NoiseLevels, texts: Texts, cfg: float, clip_skip: int, networks: Networks | NoNetworks, steps: int,
-                 calls: int):
-        self._model, self._texts, self._clip_skip, self._networks = model, texts, clip_skip, networks
+                 calls: int, control: Control | None = None):
+        self._model, self._texts, self._clip_skip, self._networks, self._control = model, texts, clip_skip, networks, control
         self._steps, self._calls, self._made = steps, calls, 0
         self._known: dict[bool, tuple[Hashable, list[tuple[Tensor, float]]]] = {}
         self._encode_at = frozenset(networks.text_steps(steps))
         self._encoded_for = 0
         (negative, _), = self._encode(True, 0)
-        self._guidance = Guidance(model, levels, self._encode(False, 0), negative, cfg)
+        self._guidance = Guidance(model, levels, self._encode(False, 0), negative, cfg, None if control is None else control.extend)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The picture's latent without noise; the arguments are Guidance's."""
@@ -99,7 +101,10 @@ class Steering:
             self._encoded_for = step
             (negative, _), = self._encode(True, step)
             self._guidance.steer(self._encode(False, step), negative)
-        self._networks.begin_step(step, self._steps, self._guidance.rows(len(x)))
+        rows = self._guidance.rows(len(x))
+        self._networks.begin_step(step, self._steps, rows)
+        if self._control is not None:
+            self._control.begin_step(step, self._steps, [picture for picture, _ in rows])
         return self._guidance(x, sigma)
 
     def _encode(self, negative: bool, step: int) -> list[tuple[Tensor, float]]:

@@ -11,7 +11,9 @@ from typing import Any
 import gradio as gr
 
 HAS_TIMER = hasattr(gr, "Timer")
-_MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
+_MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~])")
+_NO_TAG = "<\u200b"
+"""A "<" that opens nothing: a blank of no width stands behind it."""
 
 
 def poll(blocks: gr.Blocks, look: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], seconds: float = 1.0) -> None:
@@ -39,7 +41,7 @@ def without_sharing() -> dict[str, Any]:
 
 def info(text: str) -> str:
     """A field's explanation that is shown as it stands: gradio 6 reads it as Markdown, gradio 3.41 does not."""
-    return _MARKS.sub(r"\\\1", text) if HAS_TIMER else text
+    return _MARKS.sub(r"\\\1", text).replace("<", _NO_TAG) if HAS_TIMER else text
 
 
 def quiet() -> dict[str, Any]:

@@ -11,7 +11,7 @@ CSS = """
 .lycoris-progress progress::-webkit-progress-bar { background: rgba(128, 128, 128, 0.25); }
 .lycoris-progress progress::-webkit-progress-value { background: #ea580c; }
 .lycoris-progress progress::-moz-progress-bar { background: #ea580c; }
-.lycoris-problem:not(:has(p, li)) { display: none; }
+.lycoris-problem:not(:has(p)):not(:has(li)) { display: none; }
 .lycoris-progress p { margin: 0.35rem 0; overflow-wrap: anywhere; }
 .lycoris-problem [role=alert] p, .lycoris-progress [role=alert] p {
   margin: 0; padding: 0.6rem 0.8rem; border-left: 4px solid #c2410c; background: rgba(234, 88, 12, 0.12); overflow-wrap: anywhere;

@@ -46,9 +46,9 @@ def _draw_upload(page: TrainPage, folders: Any) -> None:
     files = gr.File(label="Pictures, and .txt files with their captions", file_count="multiple", file_types=_ENDINGS, elem_id="lycoris_upload_files")
     answer = gr.HTML(elem_id="lycoris_upload_answer", elem_classes=["lycoris-problem"])
 
-    def take(folder: str, listed: str, given: Any) -> tuple[str, str, Any]:
+    def take(folder: str, listed: str, given: Any) -> tuple[Any, Any, Any]:
         if not given:
-            return gr.update(), "", gr.update()
+            return gr.update(), gr.update(), gr.update()  # emptied by the lines below
         try:
             done = page.upload(folder, [compat.uploaded(file) for file in (given if isinstance(given, list) else [given])])
         except LycoError as error:

@@ -93,7 +93,7 @@ class _Files:
     def load(self, file: Any) -> list[Any]:
         unchanged = [gr.update() for _ in self._form.fields()]
         if file is None:
-            return [*unchanged, "", gr.update()]
+            return [*unchanged, gr.update(), gr.update()]
         try:
             name, content = compat.uploaded(file)
             found = self._page.import_settings(content.decode("utf-8-sig", errors="replace"))

@@ -11,7 +11,7 @@ from lib_lycoris.control.preparing import Preparation
 from lib_lycoris.errors import LycoError, UnknownNetworkError, shown
 from lib_lycoris.library.adapters import AdapterShelf
 from lib_lycoris.preprocess.choose import choose_preprocessor, choose_resolution
-from lib_lycoris.preprocess.table import TABLE, Preprocessor
+from lib_lycoris.preprocess.table import Preprocessor, preprocessor_rows
 from lib_lycoris.prompt.unit import Unit
 from lib_lycoris.prompt.unit_values import split_unit
 
@@ -127,9 +127,7 @@ class Adapters:
     @staticmethod
     def preprocessors() -> Sequence[Mapping[str, Any]]:
         """Every preprocessor as plain values."""
-        return [{"name": each.name, "label": each.label, "help": each.help, "source": each.source, "parameters": [
-            {"name": setting.name, "help": setting.help, "minimum": setting.minimum, "maximum": setting.maximum, "default": setting.default,
-             "whole": setting.kind == "whole number"} for setting in each.parameters]} for each in TABLE]
+        return preprocessor_rows()
 
     def path_of(self, name: str) -> Path:
         """The file of an adapter, one of those that the folders hold.

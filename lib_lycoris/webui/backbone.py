@@ -112,6 +112,10 @@ class WebUIBackbone:
         """By text encoder the token table's rows [K,D] float32 of the text's tokens."""
         return self._words.rows(text)
 
+    def count_tokens(self, caption: str) -> int:
+        """How many tokens a caption has, without those that open and end a chunk."""
+        return self._words.count(caption)
+
     def word_statistics(self) -> dict[str, tuple[Tensor, Tensor, float]]:
         """By text encoder the mean [D], deviation [D] and median length of the token table's rows."""
         return self._words.statistics()

@@ -96,6 +96,10 @@ class Words:
         """By text encoder the table's rows [K,D] float32 of the text's tokens, on the CPU."""
         return {encoder: _weight(embedder)[torch.tensor(embedder.tokenize([text])[0], dtype=torch.long)] for encoder, embedder in self.embedders.items()}
 
+    def count(self, text: str) -> int:
+        """How many tokens the text has, without those that open and end a chunk; the most of any text encoder."""
+        return max(len(embedder.tokenize([text])[0]) for embedder in self.embedders.values())
+
     def statistics(self) -> dict[str, tuple[Tensor, Tensor, float]]:
         """By text encoder the mean [D], deviation [D] and median length of the table's rows."""
         found = {}

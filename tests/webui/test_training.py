@@ -61,6 +61,13 @@ def finished(webui, values):
     return wait(webui, "done", "stopped")
 
 
+def test_the_check_says_what_would_happen_and_changes_nothing(webui, folder):
+    lines = webui.ask(f"{ROUTE}/check", config(folder, "checked"))["lines"]
+    assert "3 pictures." in lines[0] and any("How long it takes is not known" in line for line in lines)
+    assert any(line.startswith("About ") and "GiB of memory" in line for line in lines)
+    assert not (webui.networks / "checked.safetensors").exists()
+
+
 def refused(webui, path, values):
     """(status, error) of a request that is refused."""
     with pytest.raises(urllib.error.HTTPError) as caught:

@@ -1,0 +1,88 @@
+"""The studio's T2I-Adapters for page, routes and pictures: which there are, control maps to look at, and what stays from one picture to the next."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, LycoError, shown
+from .units import requested_units
+
+_SIDES = ("width", "height")
+_LARGEST_SIDE = 4096
+
+
+class Adapters:
+    """The adapters in some folders.
+
+    Args:
+        folders: looked through whenever they are listed.
+        fits: gives (base model, channels) of the loaded checkpoint, or None where none is loaded.
+    """
+
+    def __init__(self, folders: Sequence[str | Path], fits: Callable[[], tuple[str, tuple[int, ...]] | None]) -> None:
+        from ..control.preparing import Preparation
+        from ..library.adapters import AdapterShelf
+
+        self._fits = fits
+        self.preparation = Preparation(AdapterShelf(folders))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every adapter file as plain values, with the preprocessor that belongs to it and whether it fits the loaded checkpoint."""
+        from ..preprocess.choose import choose_preprocessor
+
+        shelf, loaded = self.preparation.shelf, self._fits()
+        fitting = set(shelf.names(*loaded)) if loaded else set(shelf.names())
+        rows = []
+        for row in shelf.rows():
+            own = "none" if row["kind"] in ("style", None) else choose_preprocessor([row["preprocessor"], row["task"], row["name"]])
+            rows.append({**row, "recommended": own, "fits": row["name"] in fitting})
+        return rows
+
+    def control_map(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """{"map": PNG in base64, "width", "height"} of {"picture": base64, "width", "height", and a unit's fields}.
+
+        Raises:
+            LycoError: a bad value, or no picture where one is needed.
+        """
+        from PIL import Image
+
+        from ..control.making import make_map
+
+        (asked,) = requested_units([{name: value for name, value in values.items() if name not in _SIDES}])
+        picture = next(iter(asked.pictures), None)
+        size = tuple(_side(values, name, 512 if picture is None else picture.shape[1 - place]) for place, name in enumerate(_SIDES))
+        facts = None
+        if asked.unit.adapter:
+            facts = self.preparation.shelf.facts(asked.unit.adapter)
+        made = make_map(asked.unit, facts, picture, size)
+        file = io.BytesIO()
+        Image.fromarray(made).save(file, "PNG")
+        return {"map": base64.b64encode(file.getvalue()).decode("ascii"), "width": made.shape[1], "height": made.shape[0]}
+
+    @staticmethod
+    def preprocessors() -> list[dict[str, Any]]:
+        """Every preprocessor as plain values."""
+        from ..preprocess.table import preprocessor_rows
+
+        return preprocessor_rows()
+
+
+def channels_of(model: Any) -> tuple[str, tuple[int, ...]] | None:
+    """(base model, channels of the maps) that a studio model takes; None where it takes none."""
+    from ..patching.places import feature_channels
+
+    try:
+        return None if model is None else (model.base_model, feature_channels(model.unet))
+    except LycoError:
+        return None
+
+
+def _side(values: Mapping[str, Any], name: str, default: int) -> int:
+    side = values.get(name, default)
+    if isinstance(side, bool) or not isinstance(side, int) or not 8 <= side <= _LARGEST_SIDE:
+        raise ConfigError(f"{name} = {shown(side)}: expected a whole number from 8 to {_LARGEST_SIDE}")
+    return side

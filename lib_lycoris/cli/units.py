@@ -1,0 +1,152 @@
+"""Adapters on the command line and in a request: units with their pictures."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, shown
+
+ADAPTER_FOLDERS = ("outputs", "adapters")
+"""Where adapters are looked for: what was trained here, and what was brought from elsewhere."""
+_MOST_PIXELS = 64_000_000
+_LARGEST_BYTES = 64 << 20
+_PICTURES = ("picture", "pictures", "mask")
+_OTHER_NAMES = {"image": "picture", "images": "pictures", "input_image": "picture", "model": "adapter", "module": "preprocessor"}
+
+
+class _Of(argparse.Action):
+    """Says something of the adapter named last."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        units = getattr(namespace, "units", None) or []
+        if self.dest == "adapter":
+            units = [*units, {"adapter": values, "pictures": []}]
+        elif not units:
+            parser.error(f"{option_string} says something of an adapter: name it first, with --adapter FILE")
+        elif self.dest == "control":
+            units[-1]["pictures"].append(values)
+        else:
+            units[-1][self.dest] = True if self.nargs == 0 else values
+        namespace.units = units
+
+
+def add_units(parser: argparse.ArgumentParser) -> None:
+    """Adds --adapter and what is said of it, each of the one named last."""
+    group = parser.add_argument_group("T2I-Adapters", "--adapter may be given again; the others say something of the adapter before them")
+    group.add_argument("--adapter", metavar="FILE", action=_Of, help="an adapter's file, or its name in --adapters")
+    group.add_argument("--control", metavar="PICTURE", action=_Of, help="the picture that it looks at; given again: one for each picture of a batch")
+    group.add_argument("--preprocessor", metavar="NAME", action=_Of, help="what makes the control map; left out: the one that belongs to the adapter")
+    group.add_argument("--adapter-weight", metavar="X", dest="weight", type=float, action=_Of, help="how strongly it acts (1)")
+    group.add_argument("--adapter-start", metavar="X", dest="start", type=float, action=_Of, help="where in the sampling it begins, from 0 to 1 (0)")
+    group.add_argument("--adapter-end", metavar="X", dest="end", type=float, action=_Of, help="where it stops (1)")
+    group.add_argument("--region", metavar="PICTURE", dest="mask", action=_Of, help="where it acts: white on black")
+    group.add_argument("--save-map", dest="save_map", nargs=0, action=_Of, help="write its control map too, beside the picture")
+    group.add_argument("--strict-adapter", dest="strict", nargs=0, action=_Of, help="stop where it can't act, instead of going on without it")
+    add_adapters(parser)
+    parser.add_argument("--fuser", metavar="NAME", default="auto", help="the CoAdapter fuser's file, auto (one that is there, for several adapters) or none")
+    parser.add_argument("--clip-vision", metavar="PATH", help="CLIP's picture encoder (clip-vit-large-patch14's file or folder), which style adapters need")
+
+
+def add_adapters(parser: argparse.ArgumentParser) -> None:
+    """Adds --adapters."""
+    parser.add_argument("--adapters", metavar="DIR", action="append",
+                        help=f"a folder in which T2I-Adapters are looked for; may be given again (left out: {' and '.join(ADAPTER_FOLDERS)})")
+
+
+def asked_units(units: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """control.preparing.Asked for each unit of the command line, its pictures read.
+
+    Raises:
+        ConfigError: a value that a unit does not take, or a picture that can't be read.
+    """
+    return [_asked(values, read_file) for values in units]
+
+
+def requested_units(units: Any) -> list[Any]:
+    """The same of a request's list of mappings, whose pictures are text in base64.
+
+    Raises:
+        ConfigError: it is no such list, an unknown name, a value that a unit does not take, or a picture that can't be read.
+    """
+    if not isinstance(units, list) or not all(isinstance(each, Mapping) for each in units):
+        raise ConfigError("units: expected a list of objects, one for each adapter")
+    return [_asked({_OTHER_NAMES.get(name, name): value for name, value in values.items()}, read_base64) for values in units]
+
+
+def make_preparation(folders: Sequence[str | Path], clip_vision: str | None = None, device: Any = "cpu") -> Any:
+    """What finds the adapters in these folders."""
+    from ..control.preparing import Preparation
+    from ..library.adapters import AdapterShelf
+
+    see = None
+    if clip_vision is not None:
+        from ..studio.clip_vision import load_clip_vision
+
+        see = load_clip_vision(clip_vision, device)
+    return Preparation(AdapterShelf(folders, outside=True), see)
+
+
+def adapter_folders(given: list[str] | None) -> list[str]:
+    """The folders that --adapters means."""
+    return list(given or ADAPTER_FOLDERS)
+
+
+def read_file(path: Any) -> Any:
+    """The picture [H,W,3] uint8 of a file.
+
+    Raises:
+        ConfigError: it can't be read.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"picture {shown(path)} can't be read ({shown(error.strerror or error)}): check the path") from None
+    return _decode(data, f"picture {shown(path)}")
+
+
+def read_base64(text: Any) -> Any:
+    """The picture [H,W,3] uint8 of text in base64, with or without "data:…," before it.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not isinstance(text, str) or len(text) > _LARGEST_BYTES * 4 // 3:
+        raise ConfigError("a picture: expected text in base64, of at most 64 MB")
+    head, comma, rest = text.partition(",")
+    try:
+        data = base64.b64decode(rest if comma and head.startswith("data:") else text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ConfigError(f"{shown(text, 40)!r} is no picture in base64") from None
+    return _decode(data, "a picture in base64")
+
+
+def _asked(values: Mapping[str, Any], read: Any) -> Any:
+    from ..control.preparing import Asked
+    from ..prompt.unit import unit_from_dict
+
+    unit = unit_from_dict({name: value for name, value in values.items() if name not in _PICTURES})
+    pictures = values.get("pictures") or ([] if values.get("picture") is None else [values["picture"]])
+    if not isinstance(pictures, list):
+        raise ConfigError("unit.pictures: expected a list of pictures")
+    mask = values.get("mask")
+    return Asked(unit, tuple(read(each) for each in pictures), None if mask is None else read(mask))
+
+
+def _decode(data: bytes, name: str) -> Any:
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.width * picture.height > _MOST_PIXELS:
+                raise ConfigError(f"{name} has {picture.width}×{picture.height} pixels: {_MOST_PIXELS // 1_000_000} million are the most")
+            transparent = "A" in picture.getbands() or "transparency" in picture.info
+            return np.array(picture.convert("RGBA" if transparent else "RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"{name} is no picture that can be read ({shown(error)}): give a PNG or JPEG") from None
