@@ -9,6 +9,8 @@ import urllib.request
 
 import pytest
 
+from lib_lycoris.tools.actions import ACTIONS
+
 from .network_files import write_network
 
 pytestmark = pytest.mark.webui
@@ -90,7 +92,8 @@ def test_routes_page_axes_and_settings_are_there_once_also_after_reload_ui(real_
     assert len(axes) == len(set(axes)) == 5
     paths = real_webui.ask("/openapi.json")["paths"]
     ours = {path: sorted(methods) for path, methods in paths.items() if path.startswith("/lycoris")}
-    assert ours == {ROUTE: ["get"], f"{ROUTE}/{{name}}": ["delete", "get", "patch"]}
+    assert (ours[ROUTE], ours[f"{ROUTE}/{{name}}"]) == (["get"], ["delete", "get", "patch"])
+    assert {f"/lycoris/v1/library/{action.name}" for action in ACTIONS} <= set(ours)
     described = paths[f"{ROUTE}/{{name}}"]
     assert len({each["operationId"] for each in described.values()}) == 3
     assert "activation text" in described["patch"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
