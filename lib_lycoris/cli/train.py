@@ -85,6 +85,8 @@ def read_config(path: str | None, changes: list[str]) -> Any:
     """
     from ..training.config import TrainConfig
 
+    if path is None and not changes:
+        raise ConfigError("train: name a config file (train CONFIG.toml), or settings (--set data.folders=my-pictures); train --help has examples")
     values = {}
     for change in changes:
         key, equals, value = change.partition("=")
