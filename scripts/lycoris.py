@@ -20,21 +20,23 @@ def _start():
     from lib_lycoris.webui.adapters import Adapters
     from lib_lycoris.webui.extension import Extension
     from lib_lycoris.webui.pages import Pages
+    from lib_lycoris.webui.registration import Registration
     from lib_lycoris.webui.training import Training
 
     extension, drawing = Extension(), _Drawing()
     training = Training(extension.applier, _draw_sample)
     adapters = Adapters()
     pages = Pages(extension.applier, adapters, lambda kind, **arguments: drawing.setting(kind, **arguments), drawing)
-    script_callbacks.on_before_ui(extension.before_ui)
-    script_callbacks.on_before_ui(pages.before_ui)
-    script_callbacks.on_ui_tabs(lambda: [_draw_tab(training, pages)])
-    script_callbacks.on_infotext_pasted(pages.paste)
-    script_callbacks.on_model_loaded(extension.model_loaded)
-    script_callbacks.on_cfg_denoiser(extension.before_step)
-    script_callbacks.on_script_unloaded(training.end)
-    script_callbacks.on_script_unloaded(extension.unload)
-    script_callbacks.on_app_started(lambda demo, app: _add_routes(app, extension, pages, training, adapters))
+    registration = Registration([extension.before_ui, pages.before_ui], [
+        (script_callbacks.on_ui_tabs, lambda: [_draw_tab(training, pages)]),
+        (script_callbacks.on_infotext_pasted, pages.paste),
+        (script_callbacks.on_model_loaded, extension.model_loaded),
+        (script_callbacks.on_cfg_denoiser, extension.before_step),
+        (script_callbacks.on_script_unloaded, training.end),
+        (script_callbacks.on_script_unloaded, extension.unload),
+        (script_callbacks.on_app_started, lambda demo, app: _add_routes(app, extension, pages, training, adapters)),
+    ])
+    script_callbacks.on_before_ui(registration.before_ui)
     return make_script(adapters, lambda tab, size: _adapter_page(adapters).draw(tab, size), lambda unit: _adapter_page(adapters).show(unit))
 
 

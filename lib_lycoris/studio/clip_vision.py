@@ -16,7 +16,7 @@ from ..errors import CheckpointError, ConfigError, shown
 from ..files.reader import open_tensor_file
 
 _MEAN, _DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_PREFIXES = ("vision_model.", "cond_stage_model.transformer.vision_model.")
+_PREFIXES = ("vision_model.", "cond_stage_model.transformer.vision_model.", "")
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 
 

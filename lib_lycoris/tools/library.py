@@ -11,21 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lib_lycoris.errors import ConfigError, LycoError, shown
 from lib_lycoris.library.renaming import checked_name
 from lib_lycoris.library.shelf import Shelf
 from lib_lycoris.tools import actions
 from lib_lycoris.tools.actions import ACTIONS
-from lib_lycoris.tools.compare import compare
-from lib_lycoris.tools.convert import convert
-from lib_lycoris.tools.inspect import report_on
 from lib_lycoris.tools.jobs import Jobs, OnStep
-from lib_lycoris.tools.merge import Part, merge, read_part
-from lib_lycoris.tools.plot import block_spectra
-from lib_lycoris.tools.resize import resize
-from lib_lycoris.tools.source import layers_by_target, open_source
+
+# The tools themselves are imported where they are used: a WebUI's start does not wait for them.
 
 _MEASURED = 32
 """How many files' figures are kept."""
@@ -33,7 +26,7 @@ _MEASURED = 32
 _SPECTRUM = 512
 """The most singular values of a block that are told."""
 
-_DTYPES = {None: None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
 class Library:
@@ -148,34 +141,42 @@ class Library:
         return self._start(f"Measuring {wanted.name}", work)
 
     def _compare(self, wanted: actions.CompareSettings) -> Mapping[str, Any]:
+        from lib_lycoris.tools.compare import compare
+
         paths = [self._shelf("networks").find(name).path for name in (wanted.name, wanted.other)]
         return self._start(f"Comparing {wanted.name} with {wanted.other}",
                            lambda on_step: {"name": wanted.name, "other": wanted.other, **compare(*paths, on_step).as_json()})
 
     def _convert(self, wanted: actions.ConvertSettings) -> Mapping[str, Any]:
+        from lib_lycoris.tools.convert import convert
+
         path = self._source(wanted.name)
         out = self._goal(path, wanted.out or f"{_called(path)}-{wanted.to}", folder=wanted.to == "peft")
         return self._start(f"Converting {wanted.name} to {wanted.to}", lambda on_step: self._made(convert(_whole(path), out, wanted.to, on_step)))
 
     def _resize(self, wanted: actions.ResizeSettings) -> Mapping[str, Any]:
+        from lib_lycoris.tools.resize import resize
+
         path = self._source(wanted.name)
         energy = wanted.energy if wanted.rank is not None or wanted.energy is not None else actions.DEFAULT_ENERGY
         size = f"{wanted.rank}" if wanted.rank is not None else f"{energy:g}"
         out = self._goal(path, wanted.out or f"{_called(path)}-{size}")
 
         def work(on_step: OnStep) -> Mapping[str, Any]:
-            done = resize(_whole(path), out, wanted.rank, None if wanted.rank is not None else energy, _DTYPES[wanted.dtype], on_step)
+            done = resize(_whole(path), out, wanted.rank, None if wanted.rank is not None else energy, _dtype(wanted.dtype), on_step)
             done.notes.insert(0, f"{done.kept.line()}; {done.nbytes / 1e6:.1f} MB of {done.bytes_before / 1e6:.1f} MB")
             return self._made(done)
 
         return self._start(f"Resizing {wanted.name} to {size}", work)
 
     def _merge(self, wanted: actions.MergeSettings) -> Mapping[str, Any]:
+        from lib_lycoris.tools.merge import Part, merge, read_part
+
         named = [read_part(text) for text in wanted.parts]
         paths = [self._source(part.path) for part in named]
         parts = [Part(str(_whole(path)), part.te, part.unet) for part, path in zip(named, paths, strict=True)]
         out = self._goal(paths[0], wanted.out or "-".join(["merged", *dict.fromkeys(map(_called, paths))])[:100])
-        return self._start(f"Merging {' '.join(wanted.parts)}", lambda on_step: self._made(merge(parts, out, wanted.rank, _DTYPES[wanted.dtype], on_step)))
+        return self._start(f"Merging {' '.join(wanted.parts)}", lambda on_step: self._made(merge(parts, out, wanted.rank, _dtype(wanted.dtype), on_step)))
 
     def _source(self, name: str) -> Path:
         """The file of that name in the library; a name alone leads to one, never a path."""
@@ -208,6 +209,10 @@ def measure(path: Path, on_step: OnStep | None = None) -> dict[str, Any]:
     Raises:
         NetworkFileError: it can't be used.
     """
+    from lib_lycoris.tools.inspect import report_on
+    from lib_lycoris.tools.plot import block_spectra
+    from lib_lycoris.tools.source import layers_by_target, open_source
+
     network = open_source(_whole(path))
     layers = layers_by_target(network)
 
@@ -219,6 +224,13 @@ def measure(path: Path, on_step: OnStep | None = None) -> dict[str, Any]:
     spectra = block_spectra(layers, second_half)
     figures = {key: value for key, value in report.as_json().items() if key not in ("metadata", "file", "bytes")}
     return {**figures, "spectra": {block: [float(f"{value:.5g}") for value in values[:_SPECTRUM].tolist()] for block, values in spectra.items()}}
+
+
+def _dtype(name: str | None) -> Any:
+    """The torch dtype of that name; None for None."""
+    import torch
+
+    return None if name is None else getattr(torch, _DTYPES[name])
 
 
 def _whole(path: Path) -> Path:

@@ -11,7 +11,6 @@ from modules import cache, ui_extra_networks
 from lib_lycoris.library.catalogue import Catalogue
 from lib_lycoris.library.facts import FactsCache
 from lib_lycoris.library.shelf import Shelf
-from lib_lycoris.tools.inspect import inspect
 from lib_lycoris.tools.library import Library
 
 from . import settings
@@ -39,7 +38,7 @@ class Pages:
 
     def __init__(self, applier: Applier, adapters: Adapters, component: Callable[..., Any], draw: Any) -> None:
         self._applier, self._adapters, self._draw = applier, adapters, draw
-        self.shelf = Shelf(lambda: applier.catalogue, settings.network_folders, FactsCache(_recall), inspect=lambda path: inspect(path).as_json())
+        self.shelf = Shelf(lambda: applier.catalogue, settings.network_folders, FactsCache(_recall), inspect=_inspect)
         self.library = Library({"networks": self.shelf})
         self.paste = Paste(self.shelf)
         settings.register(component)
@@ -72,6 +71,13 @@ class Pages:
 
     def _limit_cache(self) -> None:
         self._applier.cache.limit_bytes = settings.cache_bytes()
+
+
+def _inspect(path: Path) -> dict[str, Any]:
+    """What only a file's tensors tell; the tool is imported at the first look, so that the WebUI's start does not wait for it."""
+    from lib_lycoris.tools.inspect import inspect
+
+    return dict(inspect(path).as_json())
 
 
 def _recall(path: Path, read: Callable[[], dict[str, Any]]) -> Mapping[str, Any]:

@@ -15,12 +15,9 @@ from lib_lycoris.training.config import TrainConfig
 from lib_lycoris.training.desk import Desk
 from lib_lycoris.training.fence import Fence
 from lib_lycoris.training.job import Leads, TrainJob
-from lib_lycoris.training.loop import train
 from lib_lycoris.training.pace import Paces
-from lib_lycoris.training.preflight import check_training
 from lib_lycoris.training.progress import StepReport
 from lib_lycoris.training.result import TrainResult
-from lib_lycoris.training.trainer import check_settings
 
 from . import host, settings
 from .applier import Applier
@@ -94,7 +91,7 @@ class Training:
         backbone = WebUIBackbone(config, host.find_loaded(config.model.checkpoint))
         pace, free = self._paces.seconds_a_step(config, backbone), call_queue.queue_lock.acquire(blocking=False)
         try:
-            return check_training(config, backbone, backbone.side, free, pace).lines()
+            return _check_training(config, backbone, backbone.side, free, pace).lines()
         finally:
             if free:
                 call_queue.queue_lock.release()
@@ -146,7 +143,7 @@ class Training:
         if host.is_loaded(checkpoint):
             backbone = WebUIBackbone(config, checkpoint)
             autocast(backbone.device, config.training.precision)
-            check_settings(config, backbone)
+            _check_settings(config, backbone)
         return replace(config, model=replace(config.model, checkpoint=checkpoint.filename))
 
     def _run(self, config: TrainConfig, leads: Leads) -> TrainResult:
@@ -155,7 +152,7 @@ class Training:
         host.load_checkpoint(checkpoint)
         backbone = WebUIBackbone(config, checkpoint, self._applier.leave_model)
         try:
-            result = train(config, backbone, **{**leads.for_train(), "on_step": _showing(leads.on_step), "should_stop": _Ending(backbone, leads)})
+            result = _train(config, backbone, **{**leads.for_train(), "on_step": _showing(leads.on_step), "should_stop": _Ending(backbone, leads)})
             state = self.job.state()
             self._paces.note(config, backbone, state.step, state.seconds)
             return result
@@ -185,6 +182,27 @@ class _Ending:
         if reason is not None:
             self._leads.say(f"Ending, as {reason}")
         return reason is not None or self._leads.should_stop()
+
+
+# What a training alone needs is imported with the first one: the WebUI's start does not wait for it.
+
+
+def _train(*arguments: Any, **named: Any) -> TrainResult:
+    from lib_lycoris.training.loop import train
+
+    return train(*arguments, **named)
+
+
+def _check_training(*arguments: Any) -> Any:
+    from lib_lycoris.training.preflight import check_training
+
+    return check_training(*arguments)
+
+
+def _check_settings(config: TrainConfig, backbone: WebUIBackbone) -> None:
+    from lib_lycoris.training.trainer import check_settings
+
+    check_settings(config, backbone)
 
 
 def _showing(on_step: Callable[[StepReport], None]) -> Callable[[StepReport], None]:

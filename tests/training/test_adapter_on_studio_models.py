@@ -57,4 +57,4 @@ def test_it_learns_and_its_file_gives_what_it_gave_in_training(tmp_path, archite
         session.set(adapter(torch.stack([left, left.flip(-1)])))
         guided = answer()
     assert not torch.allclose(guided, before, atol=1e-4) and torch.equal(answer(), before)
-    assert {path.name for path in (tmp_path / "net-previews").glob("step*")} == {f"step00000004-{number}.png" for number in range(3)}
+    assert {path.name for path in (tmp_path / "net-previews").glob("step00000004*")} == {f"step00000004-{number}.png" for number in range(3)}

@@ -60,7 +60,8 @@ def size_of(path):
 
 def test_with_the_embedded_adapter_shapes_are_where_a_few_maps_have_them():
     model, scenes = load_checkpoint(), map_scenes(4, seed=900)
-    assert follow_maps(model, open_adapter(EDGES), scenes).mean > 0.7 > 0.6 > follow_maps(model, None, scenes).mean
+    followed, free = follow_maps(model, open_adapter(EDGES), scenes), follow_maps(model, None, scenes)
+    assert followed.mean > 0.75 and followed.mean > free.mean + 0.15
 
 
 @pytest.mark.slow

@@ -1,0 +1,201 @@
+"""The studio's Library and Generate tabs in the hands of somebody who has files: find, measure, rename, delete, restore; complete, restore settings."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib_lycoris.files.safetensors import write_tensors
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+PATIENCE = 120_000
+"""Milliseconds; the machine may be busy."""
+
+NASTY = "<img src=x onerror=window.lycoBroken=1>"
+CROSS = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+
+
+def put(path, **metadata):
+    generator = torch.Generator().manual_seed(len(path.name))
+    tensors = {f"{CROSS}.lora_up.weight": torch.randn(8, 2, generator=generator), f"{CROSS}.lora_down.weight": torch.randn(2, 16, generator=generator)}
+    write_tensors(path, tensors, metadata)
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory, chromium):
+    """(address, folder) of a studio with a checkpoint of random weights and some networks."""
+    pytest.importorskip("diffusers")
+    from tests.studio.tiny import write_checkpoint
+
+    folder = tmp_path_factory.mktemp("studio")
+    nets = folder / "networks"
+    nets.mkdir()
+    put(nets / "tabby.safetensors", **{"modelspec.trigger_phrase": "zorbix", "modelspec.title": NASTY, "ss_training_comment": NASTY})
+    put(nets / "other.safetensors")
+    (nets / "damaged.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    command = [sys.executable, "-m", "lib_lycoris", "studio", "--checkpoint", str(write_checkpoint(folder))]
+    process = subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, encoding="utf-8")
+    guard = threading.Timer(PATIENCE / 1000, process.kill)
+    guard.start()
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if found := re.search(r"ready: (http://127\.0\.0\.1:\d+)", line):
+                guard.cancel()
+                break
+        else:
+            raise AssertionError(f"the studio did not start: {''.join(lines)}")
+        yield found[1], folder
+    finally:
+        guard.cancel()
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(studio, browser):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(PATIENCE)
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(studio[0])
+    page.get_by_text("Checkpoint: tiny, 64 px").wait_for()
+    yield page
+    assert page.evaluate("window.lycoBroken") is None
+    page.close()
+    assert errors == []
+
+
+def choose(page, name):
+    page.locator("#lycoris_library_files label").filter(has_text=re.compile(rf"^\s*{name}\b")).locator("input").check()
+    page.locator("#lycoris_library_about .lycoris-name", has_text=re.compile(f"^{name}$")).wait_for()
+
+
+def unfold(page, part):
+    page.locator(f"#lycoris_library_{part} button").first.click()
+
+
+def press(page, what):
+    page.locator(f"#lycoris_library_{what}").click()
+
+
+def told(page, words):
+    page.locator("#lycoris_library_said").get_by_text(words).wait_for()
+
+
+def test_find_look_measure_rename_delete_and_restore(page, studio):
+    nets = studio[1] / "networks"
+    page.get_by_role("tab", name="Library").click()
+    page.locator("#lycoris_library_files label").nth(2).wait_for()
+    page.get_by_label("Search").fill("zorb")
+    page.wait_for_function("document.querySelectorAll('#lycoris_library_files label').length === 1")
+    choose(page, "tabby")
+    about = page.locator("#lycoris_library_about")
+    assert NASTY in about.inner_text() and about.locator("img").count() == 0
+    unfold(page, "measure")
+    press(page, "do_measure")
+    page.locator("#lycoris_library_figures svg polyline").wait_for()
+    assert "IN04" in page.locator("#lycoris_library_figures").inner_text()
+    unfold(page, "rename")
+    page.get_by_label("New name").fill("../outside")
+    press(page, "do_rename")
+    page.locator("#lycoris_library_problem [role=alert]").get_by_text("choose another").wait_for()
+    page.get_by_label("New name").fill("tabby two")
+    press(page, "do_rename")
+    told(page, "It is called tabby two now.")
+    assert (nets / "tabby two.safetensors").exists()
+    unfold(page, "delete")
+    press(page, "ask_delete")
+    assert (nets / "tabby two.safetensors").exists()  # asked first
+    press(page, "do_delete")
+    told(page, "In the trash: tabby two.safetensors.")
+    assert not (nets / "tabby two.safetensors").exists()
+    unfold(page, "trash")
+    page.locator("#lycoris_library_deleted label", has_text="tabby two").locator("input").check()
+    press(page, "do_restore")
+    told(page, "Restored: tabby two.safetensors.")
+    assert (nets / "tabby two.safetensors").exists()
+    (nets / "tabby two.safetensors").rename(nets / "tabby.safetensors")
+
+
+def test_the_list_works_by_keyboard_and_a_damaged_file_says_why(page):
+    page.get_by_role("tab", name="Library").click()
+    page.locator("#lycoris_library_files label").nth(2).wait_for()
+    choose(page, "damaged")
+    assert "damaged" in page.locator("#lycoris_library_about").inner_text()
+    page.locator("#lycoris_library_files input").first.focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    page.locator("#lycoris_library_about .lycoris-name", has_text="other").wait_for()
+    unlabelled = page.evaluate("""[...document.querySelectorAll('#lycoris_tab_library input, #lycoris_tab_library textarea, [role=tabpanel] button')]
+        .filter(field => field.type !== 'hidden' && field.type !== 'file' && field.offsetParent !== null)
+        .filter(field => !(field.labels?.length || field.getAttribute('aria-label') || field.getAttribute('aria-labelledby') || field.textContent.trim()))
+        .map(field => field.outerHTML.slice(0, 160))""")
+    assert unlabelled == []
+
+
+def test_a_smaller_network_is_made_in_the_background_and_stands_in_the_list(page, studio):
+    page.get_by_role("tab", name="Library").click()
+    page.locator("#lycoris_library_files label").nth(2).wait_for()
+    choose(page, "other")
+    unfold(page, "resize")
+    page.locator("#lycoris_resize_rank textarea, #lycoris_resize_rank input").first.fill("1")
+    press(page, "do_resize")
+    page.locator("#lycoris_library_work").get_by_text("Resizing other to 1: done").wait_for()
+    press(page, "read")
+    page.locator("#lycoris_library_files label", has_text="other-1").wait_for()
+    (studio[1] / "networks" / "other-1.safetensors").unlink()
+
+
+def test_a_name_is_completed_by_keyboard_and_a_dropped_picture_brings_its_settings_back(page, studio):
+    prompt = page.locator("#lycoris_generate_prompt textarea")
+    prompt.click()
+    page.keyboard.type("a shape <lyco:tab")
+    page.locator("#lycoris_complete [role=option]").get_by_text("tabby").wait_for()
+    page.keyboard.press("Enter")
+    assert prompt.input_value() == "a shape <lyco:tabby:1>"
+    page.keyboard.type(", zor")
+    page.locator("#lycoris_complete [role=option]").get_by_text("zorbix").wait_for()
+    page.keyboard.press("Tab")
+    assert prompt.input_value() == "a shape <lyco:tabby:1>, zorbix"
+    page.locator("#lycoris_generate_steps input").fill("2")
+    page.locator("#lycoris_generate").click()
+    page.locator("#lycoris_pictures img").first.wait_for()
+    page.wait_for_function("document.querySelector('#lycoris_infotext textarea').value.includes('Steps: 2')")
+    made = next((studio[1] / "outputs" / "pictures").glob("*.png"))
+    page.reload()
+    page.get_by_text("Checkpoint: tiny, 64 px").wait_for()
+    page.locator("#lycoris_drop input[type=file]").set_input_files(str(made))
+    page.wait_for_function("document.querySelector('#lycoris_generate_prompt textarea').value === 'a shape <lyco:tabby:1>, zorbix'")
+    assert page.locator("#lycoris_generate_steps input").input_value() == "2"
+    page.locator("#lycoris_history button").first.click()
+    page.locator("#lycoris_history_pictures button img").first.click()
+    page.wait_for_function("document.querySelector('#lycoris_history_infotext textarea').value.startsWith('a shape')")
+    page.locator("#lycoris_drop input[type=file]").wait_for(state="attached")
+    page.locator("#lycoris_drop input[type=file]").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"})
+    page.locator("#lycoris_generate_problem [role=alert]").get_by_text("no PNG that can be read").wait_for()
+
+
+def test_the_page_adds_no_global_of_ours(page):
+    assert page.evaluate("Object.keys(window).filter(name => name.toLowerCase().includes('lyco'))") == []
