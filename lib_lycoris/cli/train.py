@@ -86,7 +86,7 @@ def read_config(path: str | None, changes: list[str]) -> Any:
     from ..training.config import TrainConfig
 
     if path is None and not changes:
-        raise ConfigError("train: name a config file (train CONFIG.toml), or settings (--set data.folders=my-pictures); train --help has examples")
+        raise ConfigError("nothing is said of what to train: name a CONFIG.toml, or give settings with --set, data.folders at least")
     values = {}
     for change in changes:
         key, equals, value = change.partition("=")
