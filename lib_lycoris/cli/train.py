@@ -85,6 +85,8 @@ def read_config(path: str | None, changes: list[str]) -> Any:
     """
     from ..training.config import TrainConfig
 
+    if path is None and not changes:
+        raise ConfigError("nothing is said of what to train: name a CONFIG.toml, or give settings with --set, data.folders at least")
     values = {}
     for change in changes:
         key, equals, value = change.partition("=")

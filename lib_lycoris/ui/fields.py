@@ -204,6 +204,8 @@ class Form:
 
 def _plain(setting: Setting, value: Any) -> Any:
     """A field's value as the config takes it."""
+    if isinstance(value, str):
+        value = value.replace(compat.STAR, "*")  # copied from an explanation
     if setting.kind == "list of texts":
         texts = value if isinstance(value, list) else [line.strip() for line in str(value or "").splitlines()]
         return [text for text in texts if text] or (None if setting.optional else [])

@@ -98,7 +98,7 @@ def test_a_units_features_act_in_each_of_its_steps_on_both_prompts(model, shelf)
     assert made[0].problems == ()
     plain, _ = steps_of(model, shelf, [])
     torch.testing.assert_close(found[0][:1], plain[0], atol=1e-2, rtol=1e-3)
-    assert (found[-1][:1] - plain[-1]).abs().max() > 0.1
+    assert (found[-1][:1] - plain[-1]).abs().max() > 0.05  # rounding alone comes to a hundredth of that
 
 
 def test_each_picture_of_a_batch_follows_its_own_map(model, shelf):

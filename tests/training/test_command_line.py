@@ -24,7 +24,7 @@ def changes(words):
     return words[5::2]
 
 
-@pytest.mark.parametrize("config", [TrainConfig(), ODD, *(preset.config() for preset in PRESETS)])
+@pytest.mark.parametrize("config", [ODD, *(preset.config() for preset in PRESETS)])
 def test_it_means_the_same_config_again(config):
     assert read_config(None, changes(shlex.split(to_command_line(config, windows=False)))) == config
 

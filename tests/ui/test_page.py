@@ -227,6 +227,17 @@ def test_an_error_stands_at_the_field_that_caused_it_until_it_is_mended():
     assert key == "" and updates[place]["info"] == form.fields()["data.folders"].info
 
 
+def test_an_explanation_is_shown_as_it_stands_whatever_gradio_makes_of_markdown():
+    words = 'a <b> "up_1*attn*" [x](http://y) (z)'
+    shown = compat.info(words)
+    assert shown.replace(compat.STAR, "*").replace("\u200b", "") == words
+    if compat.HAS_TIMER:
+        assert "<b" not in shown and "](" not in shown and "*" not in shown
+    form = train_form(Desk().page())[1]
+    typed = {**dict(zip(form.fields(), values_of(form), strict=True)), "network.only": f"up{compat.STAR}attn2"}
+    assert form.config(typed.values())["network"]["only"] == ["up*attn2"]
+
+
 def test_fields_that_the_chosen_kind_does_not_know_are_hidden_and_left_out():
     unknown = {"locon": ["network.target_rank"], "lora": ["network.target_rank", "network.conv_rank"], "adalora": ["network.conv_rank"]}
     form = train_form(Desk().page(unknown=unknown))[1]
