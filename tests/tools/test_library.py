@@ -245,7 +245,7 @@ def test_command_line_and_readme_have_every_setting_of_every_action(action):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     kinds = next(each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
-    flags = {each.dest for each in kinds.choices[action.name]._actions} - {"help", "networks", "json"}
+    flags = {each.dest for each in kinds.choices[action.name]._actions} - {"help", "networks", "embeddings", "adapters", "json"}
     assert flags == {setting.name for setting in action.settings}
     for setting in action.settings:
         assert f"`{setting.name}`" in README.split(f"| `{action.name}` |")[1].split("\n")[0], f"name {setting.name} in README's row of {action.name}"
