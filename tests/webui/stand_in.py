@@ -29,7 +29,6 @@ class StandIn:
     def __init__(self, folder: Path):
         self.networks = folder / "LyCORIS"
         self.networks.mkdir()
-        self._modules_before = set(sys.modules)
         sys.path.insert(0, str(HERE / "fake_host"))
         import networks
         from modules import call_queue, extra_networks, script_callbacks, sd_hijack, sd_models, shared, tiny_model  # noqa: F401
@@ -150,8 +149,9 @@ class StandIn:
         """Ends the stand-in; nothing of it stays in the process."""
         self._callbacks.run("script_unloaded")
         sys.path.remove(str(HERE / "fake_host"))
-        for name in set(sys.modules) - self._modules_before:
-            if name.split(".")[0] in ("modules", "networks") or name.startswith("lib_lycoris.webui"):
+        for name in list(sys.modules):
+            # Also what a test file had imported before: a package that stayed would hand the next stand-in this one's `host` and `settings`.
+            if name.split(".")[0] in ("modules", "networks") or name == "lib_lycoris.webui" or name.startswith("lib_lycoris.webui."):
                 del sys.modules[name]
 
     def _start(self) -> None:

@@ -203,11 +203,14 @@ def test_reload_ui_adds_no_page_axis_or_setting_twice(stand_in_webui):
 
     from lib_lycoris.webui import settings
 
+    stand_in_webui.reload_ui()
+    before = [option.label for option in scripts.plot.axis_options]
     for _ in range(2):
         stand_in_webui.reload_ui()
     assert [page.title for page in ui_extra_networks.extra_pages] == ["LyCORIS"]
     labels = [option.label for option in scripts.plot.axis_options]
-    assert len(labels) == len(set(labels)) == 6 and labels[0] == "Nothing"
+    assert labels == before and len(labels) == len(set(labels)) and labels[0] == "Nothing"
+    assert {"[Lyco] network", "[Lyco] block preset", "[Lyco] adapter", "[Lyco] adapter end"} <= set(labels)
     assert [key for key in shared.options_templates if key.startswith("lycoris_")] == [option.key for option in settings.OPTIONS]
 
 
