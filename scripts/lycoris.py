@@ -85,7 +85,7 @@ def _add_routes(app, extension, pages, training, adapters):
         networks=shelf.rows, network=shelf.look_into, remark=shelf.remark, delete=shelf.delete, train=training.start, state=training.state,
         stop=training.stop, pause=training.pause, resume=training.resume, preview=training.preview, check=training.check, desk=training.desk,
         preprocess=training.preprocess, adapters=adapters.rows, control_map=adapters.preprocess, preprocessors=adapters.preprocessors,
-        embeddings=words.shelf.rows, embedding=words.shelf.look_into, remark_embedding=words.shelf.remark, delete_embedding=words.delete,
+        embeddings=words.shelf.rows, embedding=words.shelf.look_into, remark_embedding=words.shelf.remark, delete_embedding=words.shelf.delete,
         library=LibraryCalls(ACTIONS, library.run, library.jobs.states, library.jobs.stop, library.trash),
     )
     add_routes(app, callables, authorise=passwords(credentials) if credentials is not None else None)

@@ -5,23 +5,25 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, LycoError
 from ..setting import Action, Setting
-from .arguments import add_networks, network_folders
+from .arguments import add_embeddings, add_networks, embedding_folders, network_folders
+from .units import adapter_folders, add_adapters
 
 NAME = "library"
 SUMMARY = "what is on disk: list, look, compare, rename, trash, …"
 DESCRIPTION = """\
-Does with the networks in some folders what the page's Library tab does. A NAME is what the list calls a file. New files lie beside the first one that is named;
-what is deleted goes to a folder .lyco-trash and can be restored."""
+Does with the networks, embeddings and adapters in some folders what the page's Library tab does. A NAME is what the list calls a file. New files lie beside
+the first one that is named; what is deleted goes to a folder .lyco-trash and can be restored."""
 EXAMPLES = """\
 examples:
   python -m lib_lycoris library list
   python -m lib_lycoris library show my-cat
+  python -m lib_lycoris library list --shelf embeddings
   python -m lib_lycoris library compare my-cat my-dog
   python -m lib_lycoris library rename my-cat tabby
   python -m lib_lycoris library merge my-cat:0.8 my-dog:0.5 --out both
@@ -36,13 +38,15 @@ _LOOKS = {"list": "What is on disk.", "show": "What is known of one file.", "tra
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds an argument parser for each action, made from its record."""
-    from ..tools.actions import ACTIONS
+    from ..tools.actions import ACTIONS, SHELVES
 
     kinds = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
     for name, help_text in _LOOKS.items():
         one = kinds.add_parser(name, help=help_text)
         if name == "show":
-            one.add_argument("name", metavar="NAME", help="a network, as the list calls it")
+            one.add_argument("name", metavar="NAME", help="a file, as the list calls it")
+        if name != "trash":
+            one.add_argument("--shelf", choices=SHELVES, default="networks", help="the list that it stands in" if name == "show" else "which list")
         _add_common(one)
     for action in ACTIONS:
         one = kinds.add_parser(action.name, help=_escaped(action.help), description=_escaped(action.help))
@@ -59,29 +63,37 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from ..tools.actions import ACTIONS
 
-    library = make_library(network_folders(arguments.networks))
+    library = make_library(network_folders(arguments.networks), embedding_folders(arguments.embeddings), adapter_folders(arguments.adapters))
     action = next((each for each in ACTIONS if each.name == arguments.action), None)
     if action is None:
-        given = {"list": library.rows, "trash": library.trash, "show": lambda: library.describe(arguments.name)}[arguments.action]()
+        given = {"list": lambda: library.rows(arguments.shelf), "trash": library.trash,
+                 "show": lambda: library.describe(arguments.name, arguments.shelf)}[arguments.action]()
         print(json.dumps(given, ensure_ascii=False, indent=1) if arguments.json else _lines(arguments.action, given), flush=True)
         return
     done = _do(library, action, _values(action, arguments))
     print(json.dumps(done, ensure_ascii=False, indent=1) if arguments.json else _told(done), flush=True)
 
 
-def make_library(folders: list[str]) -> Any:
-    """The library of these folders."""
+def make_library(folders: list[str], embeddings: Sequence[str] = (), adapters: Sequence[str] = ()) -> Any:
+    """The library of these folders of networks, and where folders are named of embeddings and of adapters."""
+    from ..library.adapter_files import AdapterFiles
+    from ..library.adapters import AdapterShelf
     from ..library.catalogue import Catalogue
+    from ..library.embedding_shelf import EmbeddingShelf
     from ..library.shelf import Shelf
     from ..tools.library import Library
 
-    paths = [Path(folder) for folder in folders]
+    paths, words, shelf = [Path(folder) for folder in folders], [Path(folder) for folder in embeddings], AdapterShelf(adapters)
     catalogue = Catalogue(paths)
-    return Library({"networks": Shelf(lambda: catalogue, lambda: paths)})
+    more: dict[str, Any] = {"embeddings": EmbeddingShelf(lambda: words)} if words else {}
+    more |= {"adapters": AdapterFiles(lambda: shelf)} if shelf.folders else {}
+    return Library({"networks": Shelf(lambda: catalogue, lambda: paths), **more})
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add_networks(parser)
+    add_embeddings(parser)
+    add_adapters(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -143,8 +155,14 @@ def _lines(action: str, given: Any) -> str:
         return "nothing"
     if action == "trash":
         return "\n".join(f"{each['entry']}  {each['name']}  {each['kind']}  {each['bytes'] / 1e6:.1f} MB  {', '.join(each['files'])}" for each in given)
-    return "\n".join(f"{row['name']}  {row['kind'] or '?'} {row['rank'] or ''}  {row['base_model'] or '?'}  {row['bytes'] / 1e6:.1f} MB"
-                     + (f"  can't be used: {row['problem']}" if row["problem"] else "") for row in given)
+    return "\n".join(_line(row) for row in given)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """A file of any list."""
+    kind, size = f"{row['kind'] or '?'} {row.get('rank') or row.get('vectors') or ''}", f"{row['bytes'] / 1e6:.1f} MB"
+    problem = f"  can't be used: {row['problem']}" if row["problem"] else ""
+    return f"{row['name']}  {kind}  {row['base_model'] or row.get('layout') or '?'}  {size}{problem}"
 
 
 def _told(done: Mapping[str, Any]) -> str:

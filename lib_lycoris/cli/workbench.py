@@ -57,8 +57,8 @@ class Workbench:
         self._catalogue = self._make_catalogue()
         self._shelf = self._make_shelf()
         self._embeddings = self._make_embeddings()
-        self.library = self._make_library()
         self.adapters = Adapters(adapters or [outputs], lambda: channels_of(self._model))
+        self.library = self._make_library()
         self.job = TrainJob(self._train, self._lock, self._home / "training.json")
         self._paces = Paces(self._home / "paces.json")
         self._fence = Fence(lambda: [self.outputs, *self._folders])
@@ -123,7 +123,7 @@ class Workbench:
 
     def network_names(self) -> list[str]:
         """Names of the networks on disk now, as they stand in a tag."""
-        return [network["name"] for network in self.shelf.rows()]
+        return [network["name"] for network in self.library.rows("networks")]
 
     def _make_catalogue(self) -> Any:
         from ..library.catalogue import Catalogue
@@ -138,9 +138,10 @@ class Workbench:
                      inspect=lambda path: inspect(path).as_json())
 
     def _make_library(self) -> Any:
+        from ..library.adapter_files import AdapterFiles
         from ..tools.library import Library
 
-        return Library({"networks": self._shelf})
+        return Library({"networks": self._shelf, "embeddings": self._embeddings, "adapters": AdapterFiles(lambda: self.adapters.preparation.shelf)})
 
     def _make_networks(self) -> Any:
         from ..generation import Generation
@@ -150,13 +151,16 @@ class Workbench:
         return Generation(self._catalogue, NetworkCache(_CACHE_BYTES), Session(self._model.unet, [self._model.text_encoder]))
 
     def _look_into(self, folder: Path) -> None:
-        """Looks for networks and embeddings in that folder too."""
+        """Looks for networks, embeddings and adapters in that folder too."""
         if not any(folder.resolve().is_relative_to(known.resolve()) for known in self._folders):
             self._folders.append(folder)
             self._catalogue = self._make_catalogue()
             self._networks.catalogue = self._catalogue
         if not any(folder.resolve().is_relative_to(known.resolve()) for known in self._embedding_folders):
             self._embedding_folders.append(folder)
+        adapters = self.adapters.preparation.shelf
+        if not any(folder.resolve().is_relative_to(known.resolve()) for known in adapters.folders):
+            adapters.folders.append(folder)
 
     # ---------------------------------------------------------------- generate
 
@@ -272,16 +276,17 @@ class Workbench:
         return self.read_settings(data)
 
     def words(self) -> list[dict[str, str]]:
-        """What a prompt may name: {"kind", "name", "insert", "about"}."""
-        found = []
-        for row in self.shelf.rows():
+        """What a prompt may name: {"kind", "name", "insert", "about"}; of embeddings those that fit the checkpoint."""
+        found, base = [], None if self._model is None else self._model.base_model
+        for row in self.library.rows("networks"):
             if row["tag"] and not row["problem"]:
                 about = " ".join(str(part) for part in (row["kind"], row["rank"]) if part)
                 found.append({"kind": "network", "name": row["name"], "insert": row["tag"], "about": about})
                 triggers = (word.strip() for word in (row["trigger_phrase"] or "").split(","))
                 found += [{"kind": "trigger", "name": word, "insert": word, "about": f"calls {row['name']}"} for word in triggers if word]
-        return [*found, *({"kind": "embedding", "name": row["name"], "insert": row["name"], "about": f"{row['vectors']} vectors"}
-                          for row in self.embeddings.rows() if not row["problem"])]
+        rows = (row for row in self.embeddings.rows() if not row["problem"] and base in (None, row["base_model"]))
+        found += [{"kind": "embedding", "name": row["name"], "insert": row["name"], "about": f"embedding, {_vectors(row['vectors'])}"} for row in rows]
+        return found
 
     def _history(self) -> Any:
         from ..studio.recall import PictureFolder
@@ -367,6 +372,10 @@ class Workbench:
         state = self.job.state()
         self._paces.note(config, backbone, state.step, state.seconds)
         return result
+
+
+def _vectors(count: int) -> str:
+    return f"{count} vector{'s' if count != 1 else ''}"
 
 
 def _draw_sample(folder: Path) -> None:

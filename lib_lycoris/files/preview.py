@@ -25,9 +25,9 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 
 
 def find_preview(path: Path) -> Path | None:
-    """The picture beside the file at `path`; a file that is itself a picture (an embedding may be one) is its own."""
+    """The picture beside the file at `path`; a file that is itself a picture (an embedding may be one) is its own, unless it was given another."""
     if path.suffix.lower() in (".png", ".webp"):
-        return path
+        return preview_goal(path) if preview_goal(path).is_file() else path
     stem = path.with_suffix("")
     return next((found for found in (stem.with_name(stem.name + ending) for ending in ENDINGS) if found.is_file()), None)
 

@@ -1,4 +1,4 @@
-"""The textual inversions on disk: by the word that names them in a prompt, listed, looked into, remarked on, deleted."""
+"""The textual inversions on disk: by the word that names them in a prompt, listed, looked into, remarked on, renamed, deleted."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from lib_lycoris.errors import LycoError, NetworkFileError, UnknownNetworkError, shown
+from lib_lycoris.errors import NetworkFileError, UnknownNetworkError, shown
 from lib_lycoris.files.embedding_pictures import read_picture
 from lib_lycoris.files.embeddings import is_embedding
 from lib_lycoris.files.reader import open_tensor_file
-from lib_lycoris.files.sidecar import find_sidecars, read_remarks, write_remarks
 from lib_lycoris.library.embeddings import Embedding, open_embedding
-from lib_lycoris.library.trash import Trash
+from lib_lycoris.library.keeping import Keeper
 
 TENSORS = (".safetensors", ".pt", ".bin")
 PICTURES = (".png", ".webp", ".jxl", ".avif")
@@ -39,10 +38,12 @@ class EmbeddingShelf:
 
     Args:
         folders: gives the folders of now, those that go before others first; outside of them nothing is written or deleted.
+        gone: told of a file that was deleted or renamed.
     """
 
-    def __init__(self, folders: Callable[[], Sequence[Path]]) -> None:
-        self.kind, self.trash = "embeddings", Trash(folders)
+    def __init__(self, folders: Callable[[], Sequence[Path]], gone: Callable[[Path], None] = lambda path: None) -> None:
+        self._keeper, self._gone = Keeper("embeddings", folders, (*TENSORS, ".ckpt")), gone
+        self.kind, self.trash, self.folders, self.restore = self._keeper.kind, self._keeper.trash, self._keeper.folders, self._keeper.restore
         self._folders = folders
         self._known: dict[Path, _Known] = {}
 
@@ -108,12 +109,18 @@ class EmbeddingShelf:
             UnknownNetworkError: there is no such embedding.
         """
         path = self.find(name)
-        known = self._look_at(path)
-        found = known.embedding
-        seen = {**self._row(found.word if found else path.stem, path), "remarks": read_remarks(path), "metadata": found.metadata if found else {}}
+        found = self._look_at(path).embedding
+        seen = {**self._row(found.word if found else path.stem, path), **self._keeper.about(path), "metadata": found.metadata if found else {}}
         if found is not None:
             seen["norms"] = {encoder: [round(float(norm), 6) for norm in vectors.norm(dim=1)] for encoder, vectors in found.vectors.items()}
         return seen
+
+    describe = look_into
+    """An embedding is small: to look at it whole takes no longer."""
+
+    def picture(self, name: str) -> Any:
+        """The preview (PIL, RGB) of an embedding; None where it has none that can be read."""
+        return self._keeper.picture(self.find(name))
 
     def remark(self, name: str, changes: dict[str, Any]) -> dict[str, Any]:
         """The remarks on an embedding after these changes.
@@ -121,7 +128,27 @@ class EmbeddingShelf:
         Raises:
             LycoError: no such embedding, a key or value that no remark can have, a file that may not be written.
         """
-        return {"name": name, "remarks": write_remarks(self._own_file(name), changes)}
+        return {"name": name, "remarks": self._keeper.remark(self.find(name), changes)}
+
+    def set_preview(self, name: str, data: bytes) -> dict[str, Any]:
+        """Makes a picture (a file's bytes) the embedding's preview; an older one goes to the trash.
+
+        Raises:
+            LycoError: no such embedding, no picture that can be read, or it can't be written.
+        """
+        return {"name": name, "preview": str(self._keeper.set_preview(self.find(name), name, data))}
+
+    def rename(self, name: str, new: str) -> dict[str, Any]:
+        """Gives an embedding's file another name, by which a prompt names it from now on: {"name": the word, "renamed": {old file name: new one}}.
+
+        Raises:
+            LycoError: no such embedding, a name that can't be or is taken, or it can't be renamed.
+        """
+        path = self.find(name)
+        now, renamed = self._keeper.rename(path, new)
+        self._gone(path)
+        found = self._look_at(now).embedding
+        return {"name": found.word if found else now.stem, "renamed": renamed}
 
     def delete(self, name: str) -> dict[str, Any]:
         """Moves the embedding, and what belongs to it alone, to the trash: {"deleted": file names, "entry": what the trash knows it by}.
@@ -129,28 +156,19 @@ class EmbeddingShelf:
         Raises:
             LycoError: no such embedding, it lies outside of the folders, or it may not be deleted.
         """
-        path = self._own_file(name)
-        files = list(dict.fromkeys((*find_sidecars(path, (*TENSORS, ".ckpt")), path)))
-        entry = self.trash.put(files, name, self.kind)
-        return {"name": name, "deleted": [each.name for each in files], "entry": entry.id}
+        path = self.find(name)
+        deleted = self._keeper.delete(path, name)
+        self._gone(path)
+        return deleted
 
     def _row(self, word: str, path: Path) -> dict[str, Any]:
         known = self._look_at(path)
         found, status = known.embedding, path.stat()
         return {
-            "name": word, "file": str(path), "bytes": status.st_size, "modified": status.st_mtime, "kind": "embedding",
+            "name": word, "tag": word, "file": str(path), "bytes": status.st_size, "modified": status.st_mtime, "kind": "embedding",
             "vectors": found.count if found else None, "base_model": found.base_model if found else None, "step": found.step if found else None,
             "title": found.name if found else None, "problem": known.problem,
         }
-
-    def _own_file(self, name: str) -> Path:
-        path = self.find(name)
-        home = os.path.realpath(path.parent)
-        for folder in self._folders():
-            root = os.path.realpath(folder)
-            if home == root or home.startswith(os.path.join(root, "")):
-                return path
-        raise LycoError(f"{shown(path)} lies behind a link, outside of the embeddings' folders ({shown(home)}): change it there yourself")
 
     def _below(self, path: Path) -> Iterator[str]:
         """The file's path below each folder that holds it."""

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lib_lycoris.errors import ConfigError, LycoError, shown
+from lib_lycoris.library.adapter_files import AdapterFiles
+from lib_lycoris.library.embedding_shelf import EmbeddingShelf
 from lib_lycoris.library.renaming import checked_name
 from lib_lycoris.library.shelf import Shelf
 from lib_lycoris.tools import actions
@@ -19,6 +21,8 @@ from lib_lycoris.tools.actions import ACTIONS
 from lib_lycoris.tools.jobs import Jobs, OnStep
 
 # The tools themselves are imported where they are used: a WebUI's start does not wait for them.
+
+OnShelf = Shelf | EmbeddingShelf | AdapterFiles
 
 _MEASURED = 32
 """How many files' figures are kept."""
@@ -36,7 +40,7 @@ class Library:
         shelves: what is on disk, by kind: "networks", and "embeddings", "adapters" where the host has them.
     """
 
-    def __init__(self, shelves: Mapping[str, Shelf]) -> None:
+    def __init__(self, shelves: Mapping[str, OnShelf]) -> None:
         self._shelves = dict(shelves)
         self._measured: OrderedDict[tuple[str, int, int], dict[str, Any]] = OrderedDict()
         self.jobs = Jobs()
@@ -62,8 +66,11 @@ class Library:
         return self._work[action](found.make(values))
 
     def rows(self, shelf: str = "networks") -> list[dict[str, Any]]:
-        """What is on that shelf now."""
-        return self._shelf(shelf).rows()
+        """What is on that shelf now; among networks nothing that stands on another shelf, as shelves may share their folders."""
+        rows = self._shelf(shelf).rows()
+        unsure = shelf == "networks" and any(not row["kind"] for row in rows)
+        known = {row["file"] for each in self._shelves.values() if each.kind != "networks" for row in each.rows() if not row["problem"]} if unsure else set()
+        return [row for row in rows if row["kind"] or row["file"] not in known]
 
     def describe(self, name: str, shelf: str = "networks") -> dict[str, Any]:
         """What is known of one file without its tensors being read; "measured" holds its figures where they were measured before."""
@@ -76,13 +83,10 @@ class Library:
 
     def trash(self) -> list[dict[str, Any]]:
         """What lies in the trash, newest first."""
-        return [entry.to_dict() for shelf in self._with_folders() for entry in shelf.trash.entries()]
+        entries = {entry.id: entry for shelf in self._shelves.values() for entry in shelf.trash.entries()}  # shelves may share folders, and so their trash
+        return [entry.to_dict() for entry in sorted(entries.values(), key=lambda entry: entry.deleted, reverse=True)]
 
-    def _with_folders(self) -> list[Shelf]:
-        """The shelves, one for each set of folders: shelves may share theirs, and then share a trash."""
-        return list({tuple(map(str, shelf.folders())): shelf for shelf in self._shelves.values()}.values())
-
-    def _shelf(self, name: str) -> Shelf:
+    def _shelf(self, name: str) -> Any:
         if name not in self._shelves:
             raise ConfigError(f"there is no list of {shown(name)} here; known are {', '.join(self._shelves)}")
         return self._shelves[name]
@@ -112,10 +116,10 @@ class Library:
         return self._holding(wanted.entry).restore(wanted.entry)
 
     def _empty(self, wanted: actions.EmptySettings) -> Mapping[str, Any]:
-        shelves = [self._holding(wanted.entry)] if wanted.entry else self._with_folders()
+        shelves = [self._holding(wanted.entry)] if wanted.entry else list(self._shelves.values())
         return {"gone": [gone for shelf in shelves for gone in shelf.trash.empty(wanted.entry)]}
 
-    def _holding(self, entry: str) -> Shelf:
+    def _holding(self, entry: str) -> OnShelf:
         """The shelf whose trash has that entry; of its own kind where several do."""
         found = [(shelf, each) for shelf in self._shelves.values() for each in shelf.trash.entries() if each.id == entry]
         if not found:

@@ -22,6 +22,9 @@ FOLDED = (("measure", "Norms and singular values"), ("compare", "Compare with an
 _FROM_THE_LIST = ("name", "shelf")
 """Settings that the list at the left gives."""
 
+_OF_NETWORKS = ("measure", "compare", "convert", "resize", "merge")
+"""Actions that other files have no use for."""
+
 _OTHERS = 500
 
 
@@ -40,15 +43,18 @@ class Actions:
         self.buttons: dict[str, Any] = {}
         self.said: Any = None
         self.problem: Any = None
+        networks_alone: list[Any] = []
         for name, title in FOLDED:
             if name in self._actions:
-                with gr.Accordion(title, open=False, elem_id=f"lycoris_library_{name}"):
+                with gr.Accordion(title, open=False, elem_id=f"lycoris_library_{name}") as part:
                     gr.Markdown(self._actions[name].help)
                     getattr(self, f"_draw_{name}", self._draw)(name)
+                if name in _OF_NETWORKS:
+                    networks_alone.append(part)
         self._draw_trash()
         remarks = list(self.forms["remark"].fields().values())
         self.filled = [*remarks, self.forms["rename"].fields()["rename.new"], self.forms["compare"].fields()["compare.other"],
-                       self.forms["merge"].fields()["merge.parts"], self.figures, self.comparison, self._ask, self._sure]
+                       self.forms["merge"].fields()["merge.parts"], self.figures, self.comparison, self._ask, self._sure, *networks_alone]
         """What changes when another file is chosen."""
 
     def fill(self, shelf: str, name: str | None) -> list[Any]:
@@ -63,7 +69,7 @@ class Actions:
                 name = None
         values = [_field_value(key, remarks) for key in self.forms["remark"].fields()]
         return [*values, name or "", gr.update(choices=others, value=None), f"{name}:1" if name and shelf == "networks" else "", figures, "",
-                gr.update(visible=True), gr.update(visible=False)]
+                gr.update(visible=True), gr.update(visible=False), *(gr.update(visible=shelf == "networks") for _ in _OF_NETWORKS)]
 
     def look_into_trash(self) -> Any:
         """The list of the trash, as it is now."""
@@ -98,7 +104,7 @@ class Actions:
         click("delete", _named, [], lambda done: f"In the trash: {', '.join(done['deleted'])}.")
         click("restore", _entry, [self.trash_list], lambda done: f"Restored: {', '.join(done['restored'])}.")
         click("empty", _entry, [self.trash_list], lambda done: f"Deleted for good: {len(done['gone'])}.")
-        for name in ("measure", "compare", "convert", "resize", "merge"):
+        for name in _OF_NETWORKS:
             self.buttons[name].click(self._start(name), [chooser.shelf, chooser.names, *self._components(name)], [self.problem], **self._quiet)
         self._ask.click(_ask_first, [chooser.names], [self._sure, self._question, self.problem], **self._quiet)
         self._cancel.click(lambda: gr.update(visible=False), [], [self._sure], **self._quiet)

@@ -10,6 +10,9 @@ SHOWN = 200
 """How many entries a page shows at once; the search finds the others."""
 
 SHORT = {"sd_v1": "SD 1", "sd_v2": "SD 2", "sdxl_base_v1-0": "SDXL"}
+LAYOUTS = {"sd": "SD 1 or 2", "sdxl": "SDXL"}
+"""What an adapter is for that tells no base model, by the sizes of its maps."""
+
 SORTS: dict[str, tuple[Callable[[Mapping[str, Any]], Any], bool]] = {
     "Name": (lambda row: row["name"].lower(), False),
     "Newest first": (lambda row: row.get("modified") or 0, True),
@@ -38,9 +41,20 @@ def choices(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def summary(row: Mapping[str, Any]) -> str:
     """A line on what a file is: "LoRA 16 · SD 1 · 36.1 MB · 2026-11-20"."""
     kind = f"{row.get('kind') or ''} {row.get('rank') or ''}".strip()
-    parts = ["can't be used" if row.get("problem") else "", kind, SHORT.get(row.get("base_model") or "", ""), megabytes(row.get("bytes") or 0),
+    parts = ["can't be used" if row.get("problem") else "", kind, vectors(row), base(row), megabytes(row.get("bytes") or 0),
              day(row.get("modified"))]
     return " · ".join(part for part in parts if part)
+
+
+def base(row: Mapping[str, Any]) -> str:
+    """The base model in words: "SD 1"; of an adapter that does not say more "SD 1 or 2"; "" where nothing tells."""
+    return SHORT.get(row.get("base_model") or "", "") or LAYOUTS.get(row.get("layout") or "", "")
+
+
+def vectors(row: Mapping[str, Any]) -> str:
+    """How many vectors an embedding has: "4 vectors"; "" for other files."""
+    count = row.get("vectors")
+    return f"{count} vector{'s' if count != 1 else ''}" if count else ""
 
 
 def count_words(found: int, all_rows: int) -> str:
@@ -64,5 +78,5 @@ def day(seconds: float | None) -> str:
 
 def _text(row: Mapping[str, Any]) -> str:
     held = " ".join(str(row[key]) for key in _SEARCHED if row.get(key))
-    short = SHORT.get(row.get("base_model") or "", "")
+    short = base(row)
     return f"{held} {short} {short.replace(' ', '')}".lower()

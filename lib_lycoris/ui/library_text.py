@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from . import charts
-from .library_list import SHORT, day, megabytes
+from .library_list import base, day, megabytes, vectors
 
 CSS = charts.CSS + """
 table.lycoris-table { border-collapse: collapse; width: 100%; font-size: 0.9rem; margin: 0 0 0.6rem; border: 0; }
@@ -45,13 +45,34 @@ def describe(seen: Mapping[str, Any]) -> str:
     metadata = seen.get("metadata") or {}
     kind = (seen.get("kind") or "unknown") + (f", rank {seen['rank']}" if seen.get("rank") else "")
     rows = {
-        "Can't be used": seen.get("problem"), "Kind": kind, "Base model": SHORT.get(seen.get("base_model") or "", seen.get("base_model") or "not told"),
+        "Can't be used": seen.get("problem"), "Kind": kind, "Base model": base(seen) or seen.get("base_model") or "not told",
+        **_embedding(seen), **_adapter(seen),
         "Write into the prompt": seen.get("tag"), "Trigger words": seen.get("trigger_phrase"), "Title": _unlike(seen.get("title"), seen["name"]),
         "Name from the training": _unlike(seen.get("alias"), seen["name"]), "Tags": seen.get("tags"), "Description": seen.get("description"),
         **{title: metadata.get(key) for key, title in _METADATA.items()},
         "File": seen.get("file"), "Size": f"{megabytes(seen.get('bytes') or 0)}, changed {day(seen.get('modified'))}", "Hash": (seen.get("hash") or "")[:12],
     }
     return f'<p class="lycoris-name">{escape(seen["name"])}</p>{table(rows)}'
+
+
+def _embedding(seen: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of an embedding alone."""
+    if not seen.get("vectors"):
+        return {}
+    lengths = [f"{encoder}: {', '.join(f'{norm:.3g}' for norm in norms)}" for encoder, norms in (seen.get("norms") or {}).items()]
+    return {"Vectors": vectors(seen), "Their lengths": "\n".join(lengths), "Trained steps": seen.get("step")}
+
+
+def _adapter(seen: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of an adapter alone."""
+    if not seen.get("spelling"):
+        return {}
+    layout = {"sd": "Stable Diffusion 1 and 2", "sdxl": "SDXL"}.get(seen.get("layout") or "")
+    spelling = {"tencent": "TencentARC's", "diffusers": "diffusers'"}.get(seen["spelling"], seen["spelling"])
+    takes = {1: "1 channel (gray)", 3: "3 channels (RGB)"}.get(seen.get("in_channels") or 0)
+    return {"Sizes of its maps": layout, "Picture it takes": takes, "Channels of its maps": ", ".join(map(str, seen.get("channels") or ())),
+            "Preprocessor": seen.get("preprocessor"), "Made for maps of": f"{seen['resolution']} pixels" if seen.get("resolution") else None,
+            "Task": seen.get("task"), "Spelling": spelling}
 
 
 def table(rows: Mapping[str, Any]) -> str:

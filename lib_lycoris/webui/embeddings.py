@@ -53,7 +53,7 @@ class Embeddings:
     """
 
     def __init__(self) -> None:
-        self.shelf = EmbeddingShelf(folders)
+        self.shelf = EmbeddingShelf(folders, self._forget)
         self._files: dict[str, Any] = {}
         self._packed: dict[str, Any] = {}
         self._wanted: dict[str, Embedding] = {}
@@ -146,20 +146,13 @@ class Embeddings:
         return lines + [f"lyco: {problem}: its name was read as plain words" for word, problem in self.shelf.problems().items() if _names(text, word)]
 
     @_alone
-    def delete(self, name: str) -> dict[str, Any]:
-        """What the shelf's `delete` gives, and the host's database knows the embedding no more.
-
-        Raises:
-            LycoError: as the shelf's `delete`.
-        """
-        path = self.shelf.find(name)
-        gone = self.shelf.delete(name)
+    def _forget(self, path: Path) -> None:
+        """Takes what was read from that file, which is gone, out of the host's database."""
         db, model = _database(), host.loaded_model()
         for word, held in list(_held(db).items()):
             if model is not None and getattr(held, "filename", None) == str(path):
                 _remove(db, model, word, held)
                 self._files.pop(word, None)
-        return gone
 
 
 def _database() -> Any:

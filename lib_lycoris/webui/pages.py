@@ -8,6 +8,7 @@ from typing import Any
 
 from modules import cache, ui_extra_networks
 
+from lib_lycoris.library.adapter_files import AdapterFiles
 from lib_lycoris.library.catalogue import Catalogue
 from lib_lycoris.library.facts import FactsCache
 from lib_lycoris.library.shelf import Shelf
@@ -39,7 +40,7 @@ class Pages:
     def __init__(self, applier: Applier, adapters: Adapters, component: Callable[..., Any], draw: Any) -> None:
         self._applier, self._adapters, self._draw = applier, adapters, draw
         self.shelf = Shelf(lambda: applier.catalogue, settings.network_folders, FactsCache(_recall), inspect=_inspect)
-        self.library = Library({"networks": self.shelf})
+        self.library = Library({"networks": self.shelf, "embeddings": applier.embeddings.shelf, "adapters": AdapterFiles(lambda: adapters.shelf)})
         self.paste = Paste(self.shelf)
         settings.register(component)
 

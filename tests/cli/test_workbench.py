@@ -6,9 +6,13 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from lib_lycoris.cli.workbench import Workbench
 from lib_lycoris.errors import BusyError, CheckpointError, ConfigError
+from lib_lycoris.files.embeddings import write_embedding, write_legacy_embedding
+from lib_lycoris.library.adapters import write_adapter
+from lib_lycoris.networks.adapters.light import LightAdapter
 
 
 @pytest.fixture
@@ -79,3 +83,17 @@ def test_a_checkpoint_that_can_not_be_loaded_is_told_to_everybody_who_waits(tmp_
     assert "none.safetensors" in bench.title()
     with pytest.raises(CheckpointError):
         bench.generate({"steps": 1})
+
+
+def test_words_and_library_know_embeddings_and_adapters(tiny_checkpoint, tmp_path):
+    nets = tmp_path / "nets"
+    nets.mkdir()
+    write_embedding(nets / "zorb.safetensors", {"clip_l": torch.ones(2, 768)})
+    write_legacy_embedding(nets / "old.pt", "old", {"clip_h": torch.ones(1, 1024)})
+    write_adapter(nets / "edges.safetensors", LightAdapter.create(channels=(8, 8, 8, 8)))
+    bench = Workbench(str(tiny_checkpoint), [str(nets)], tmp_path / "outputs", adapters=[str(nets)])
+    assert [word["name"] for word in bench.words()] == ["old", "zorb"] and bench.network_names() == []
+    bench.load()
+    assert bench.words() == [{"kind": "embedding", "name": "zorb", "insert": "zorb", "about": "embedding, 2 vectors"}]
+    assert {shelf: [row["name"] for row in bench.library.rows(shelf)] for shelf in bench.library.shelves} == {
+        "networks": [], "embeddings": ["old", "zorb"], "adapters": ["edges"]}

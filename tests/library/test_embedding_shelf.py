@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lib_lycoris.errors import LycoError, NetworkFileError, UnknownNetworkError
+from lib_lycoris.errors import ConfigError, LycoError, NetworkFileError, UnknownNetworkError
 from lib_lycoris.files.embeddings import pack_embeddings, write_embedding, write_embedding_picture, write_legacy_embedding
 from lib_lycoris.files.safetensors import write_tensors
 from lib_lycoris.library.embedding_shelf import EmbeddingShelf
@@ -99,3 +99,23 @@ def test_of_two_with_one_word_the_first_folders_counts(tmp_path):
         write_embedding(tmp_path / name / "word.safetensors", {"clip_l": torch.full((1, 768), value)})
     shelf = EmbeddingShelf(lambda: [tmp_path / "b", tmp_path / "a"])
     assert shelf.vectors()["word"]["clip_l"][0, 0] == 2 and len(shelf.rows()) == 1
+
+
+def test_a_renamed_embedding_takes_what_is_its_own_along_and_is_found_by_its_new_word(folder):
+    gone = []
+    shelf = EmbeddingShelf(lambda: [folder], gone.append)
+    shelf.remark("first", {"notes": "good"})
+    renamed = shelf.rename("first", "third")
+    assert renamed == {"name": "third", "renamed": {f"first{end}": f"third{end}" for end in (".json", ".png", ".preview.png", ".safetensors")}}
+    assert shelf.describe("third")["remarks"] == {"notes": "good"} and shelf.picture("third").size == (64, 64) and "first" not in shelf.words()
+    shelf.delete("Second")
+    assert gone == [folder / "first.safetensors", folder / "sub" / "Second.pt"]
+    with pytest.raises(ConfigError, match="can't"):
+        shelf.rename("third", "../out")
+
+
+def test_the_preview_of_a_picture_that_is_an_embedding_leaves_it_as_it_is(shelf, folder):
+    before, data = (folder / "shared.png").read_bytes(), (folder / "plain.png").read_bytes()
+    assert shelf.describe("drawn word")["preview"] == str(folder / "shared.png") and shelf.picture("drawn word") is not None
+    assert shelf.set_preview("drawn word", data)["preview"] == str(folder / "shared.preview.png") == shelf.describe("drawn word")["preview"]
+    assert (folder / "shared.png").read_bytes() == before and "drawn word" in shelf.words()

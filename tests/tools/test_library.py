@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import json
 import threading
 from pathlib import Path
 
@@ -13,10 +14,14 @@ import torch
 from PIL import Image
 
 from lib_lycoris.cli import library as command
+from lib_lycoris.cli.main import main
 from lib_lycoris.errors import BusyError, ConfigError, LycoError
+from lib_lycoris.files.embeddings import write_embedding, write_legacy_embedding
 from lib_lycoris.files.safetensors import read_header, write_tensors
 from lib_lycoris.files.sidecar import KEYS
+from lib_lycoris.library.adapters import write_adapter
 from lib_lycoris.library.load import open_network
+from lib_lycoris.networks.adapters.light import LightAdapter
 from lib_lycoris.tools.actions import ACTIONS
 from lib_lycoris.tools.compare import compare, inner_product
 from lib_lycoris.tools.jobs import Jobs
@@ -240,7 +245,7 @@ def test_command_line_and_readme_have_every_setting_of_every_action(action):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     kinds = next(each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
-    flags = {each.dest for each in kinds.choices[action.name]._actions} - {"help", "networks", "json"}
+    flags = {each.dest for each in kinds.choices[action.name]._actions} - {"help", "networks", "embeddings", "adapters", "json"}
     assert flags == {setting.name for setting in action.settings}
     for setting in action.settings:
         assert f"`{setting.name}`" in README.split(f"| `{action.name}` |")[1].split("\n")[0], f"name {setting.name} in README's row of {action.name}"
@@ -263,3 +268,34 @@ def test_the_command_line_does_what_the_page_does(nets, capsys):
     assert main(["library", "trash", *folder]) == 0 and "both" in capsys.readouterr().out
     assert main(["library", "rename", "tabby", "../x", *folder]) == 2
     assert main(["library", "show", "nothing", *folder]) == 1
+
+
+def test_what_shares_a_folder_stands_on_its_own_list_and_goes_through_one_trash(tmp_path):
+    nets = tmp_path / "nets"
+    put(nets / "cat.safetensors")
+    write_embedding(nets / "zorb.safetensors", {"clip_l": torch.ones(2, 768)})
+    write_legacy_embedding(nets / "old.pt", "old", {"clip_l": torch.ones(1, 768)})
+    write_adapter(nets / "edges.safetensors", LightAdapter.create(channels=(8, 8, 8, 8)), base_model="sd_v1", preprocessor="canny")
+    library = command.make_library([str(nets)], [str(nets)], [str(nets)])
+    assert {shelf: [row["name"] for row in library.rows(shelf)] for shelf in library.shelves} == {
+        "networks": ["cat"], "embeddings": ["old", "zorb"], "adapters": ["edges"]}
+    for shelf, name in (("embeddings", "zorb"), ("adapters", "edges")):
+        library.run("remark", {"shelf": shelf, "name": name, "notes": "mine"})
+        assert library.run("rename", {"shelf": shelf, "name": name, "new": "other"})["name"] == "other"
+        assert library.describe("other", shelf)["remarks"] == {"notes": "mine"}
+        entry = library.run("delete", {"shelf": shelf, "name": "other"})["entry"]
+        assert [each["entry"] for each in library.trash()].count(entry) == 1 and name not in [row["name"] for row in library.rows(shelf)]
+        library.run("restore", {"entry": entry})
+        assert library.describe("other", shelf)["kind"] == {"embeddings": "embedding", "adapters": "light adapter"}[shelf]
+        library.run("delete", {"shelf": shelf, "name": "other"})
+    assert len(library.trash()) == 2 and len(library.run("empty", {})["gone"]) == 2 and library.trash() == []
+
+
+def test_the_command_line_lists_and_shows_every_kind(tmp_path, capsys):
+    write_embedding(tmp_path / "zorb.safetensors", {"clip_l": torch.ones(2, 768)})
+    folders = ["--networks", str(tmp_path), "--embeddings", str(tmp_path), "--adapters", str(tmp_path)]
+    assert main(["library", "list", "--shelf", "embeddings", *folders]) == 0
+    assert capsys.readouterr().out.startswith("zorb  embedding 2  sd_v1")
+    assert main(["library", "show", "zorb", "--shelf", "embeddings", "--json", *folders]) == 0
+    assert json.loads(capsys.readouterr().out)["vectors"] == 2
+    assert main(["library", "rename", "zorb", "bird", "--shelf", "embeddings", *folders]) == 0 and (tmp_path / "bird.safetensors").is_file()
