@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from lib_lycoris.control.preparing import LAYOUTS
 from lib_lycoris.files.adapters import AdapterFacts
-from lib_lycoris.preprocess.choose import choose_preprocessor, choose_resolution
+from lib_lycoris.preprocess.choose import choose_preprocessor, choose_resolution, told_values
+from lib_lycoris.preprocess.table import find_preprocessor
 
 _BASE = {"sd_v1": "SD 1", "sd_v2": "SD 2", "sdxl_base_v1-0": "SDXL"}
-_LAYOUT = {"sd": "SD 1 or SD 2", "sdxl": "SDXL"}
 
 
 def own_preprocessor(name: str, facts: AdapterFacts | None) -> str:
@@ -17,7 +18,8 @@ def own_preprocessor(name: str, facts: AdapterFacts | None) -> str:
 
 
 def tell_adapter(name: str, facts: AdapterFacts, fits: bool, seeing: str) -> dict[str, Any]:
-    """{"words": one line on an adapter, "preprocessor": the one that belongs to it, "resolution": pixels or None}.
+    """{"words": one line on an adapter, "preprocessor": the one that belongs to it, "resolution": pixels or None, "values": its
+    preprocessor's own, None where the file tells none}.
 
     Args:
         name: what it is called.
@@ -26,7 +28,7 @@ def tell_adapter(name: str, facts: AdapterFacts, fits: bool, seeing: str) -> dic
         seeing: of a style adapter, what is to be said of CLIP's picture encoder.
     """
     preprocessor = own_preprocessor(name, facts)
-    base = _BASE.get(facts.base_model or "") or _LAYOUT.get(facts.layout or "")
+    base = _BASE.get(facts.base_model or "") or LAYOUTS.get(facts.layout or "")
     words = [f"{facts.kind} adapter", *([f"for {base}"] if base else [])]
     if facts.kind == "style":
         words.append(seeing)
@@ -34,4 +36,7 @@ def tell_adapter(name: str, facts: AdapterFacts, fits: bool, seeing: str) -> dic
         words.append(f"preprocessor: {preprocessor}" if preprocessor != "none" else "give it a finished control map, or choose a preprocessor")
     if not fits:
         words.append("NOT for the loaded checkpoint")
-    return {"words": " · ".join(words), "preprocessor": preprocessor, "resolution": choose_resolution(facts.resolution, facts.layout, preprocessor)}
+    found = find_preprocessor(preprocessor)
+    told = told_values(found, facts.preprocessor_values)
+    return {"words": " · ".join(words), "preprocessor": preprocessor, "resolution": choose_resolution(facts.resolution, facts.layout, preprocessor),
+            "values": [told.get(each.name) for each in found.parameters]}

@@ -40,7 +40,7 @@ def open_adapter(path: str | os.PathLike[str]) -> Adapter:
 
 
 def facts_of(adapter: Adapter, **told: Any) -> AdapterFacts:
-    """The facts of an adapter, also of one that was created; `told` are those that no tensor tells: base_model, preprocessor, resolution, task."""
+    """The facts of an adapter, also of one that was created; `told` are those that no tensor tells: base_model, preprocessor, …"""
     held = {each.name for each in fields(AdapterFacts)}
     own = adapter.facts or AdapterFacts(**{name: getattr(adapter, name) for name in held if hasattr(adapter, name)})
     return replace(own, **told)

@@ -178,11 +178,12 @@ def _connect(page: AdapterPage, unit: Mapping[str, Any], extra: Mapping[str, Any
             said = page.describe(name)
         except LycoError as error:
             return [text.problems([str(error)]), *still]
-        return [text.note(said["words"]), True, said["preprocessor"], said["resolution"] or 0, *choose_preprocessor(said["preprocessor"])]
+        preprocessor = said["preprocessor"]
+        return [text.note(said["words"]), True, preprocessor, said["resolution"] or 0, *choose_preprocessor(preprocessor, said.get("values") or ())]
 
-    def choose_preprocessor(name: str) -> list[Any]:
+    def choose_preprocessor(name: str, values: Sequence[float | None] = ()) -> list[Any]:
         described = _described(page, name)
-        follow = _sliders(described) | _texts(described)
+        follow = _sliders(described, *values) | _texts(described)
         return [follow[each] for each in bound]
 
     def show_map(*values: Any) -> list[Any]:

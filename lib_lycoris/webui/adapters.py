@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib_lycoris.control.making import make_map, settle
+from lib_lycoris.control.making import make_map, settled_unit
 from lib_lycoris.control.preparing import Preparation
 from lib_lycoris.control.telling import own_preprocessor, tell_adapter
 from lib_lycoris.errors import LycoError, UnknownNetworkError, shown
 from lib_lycoris.library.adapters import AdapterShelf
-from lib_lycoris.preprocess.table import Preprocessor, preprocessor_rows
+from lib_lycoris.preprocess.table import preprocessor_rows
 from lib_lycoris.prompt.unit import Unit
 from lib_lycoris.prompt.unit_values import split_unit
 
@@ -50,7 +50,8 @@ class Adapters:
         return [{**row, "recommended": self.preprocessor_of(row["name"]), "fits": row["name"] in fitting} for row in self.shelf.rows()]
 
     def describe(self, name: str) -> dict[str, Any]:
-        """What is known of an adapter: {"words": one line, "preprocessor": the one that belongs to it, "resolution": pixels or None}.
+        """What is known of an adapter: {"words": one line, "preprocessor": the one that belongs to it, "resolution": pixels or None,
+        "values": those of the preprocessor's numbers that it was trained with, None for the preprocessor's own}.
 
         Raises:
             LycoError: there is none of that name, or it can't be used.
@@ -66,13 +67,13 @@ class Adapters:
         except LycoError:
             return "none"
 
-    def settle(self, unit: Unit) -> tuple[Preprocessor, int | None]:
-        """The preprocessor that a unit means, and the resolution it works at (None: that of the picture that is made).
+    def settle(self, unit: Unit) -> Unit:
+        """The unit with the preprocessor, resolution and values that "auto" means.
 
         Raises:
             ConfigError: no preprocessor has that name.
         """
-        return settle(unit, self._facts(unit))
+        return settled_unit(unit, self._facts(unit))
 
     def make_map(self, unit: Unit, picture: Any, size: tuple[int, int]) -> Any:
         """The control map [H,W,3] uint8 of a unit for a picture of `size` (width, height) that is to be made.
