@@ -45,7 +45,7 @@ class Adapters:
         return self.preparation.shelf.names(*(self._fits() or ()))
 
     def describe(self, name: str) -> dict[str, Any]:
-        """What is known of an adapter: {"words": one line, "preprocessor": the one that belongs to it, "resolution", "values"}: as `control.telling.tell_adapter`.
+        """What `control.telling.tell_adapter` says of an adapter: {"words": one line, "preprocessor", "resolution", "values"}.
 
         Raises:
             LycoError: there is none of that name, or it can't be used.
