@@ -21,26 +21,53 @@ class Adapters:
     Args:
         folders: looked through whenever they are listed.
         fits: gives (base model, channels) of the loaded checkpoint, or None where none is loaded.
+        samples: files by name that are listed too.
     """
 
-    def __init__(self, folders: Sequence[str | Path], fits: Callable[[], tuple[str, tuple[int, ...]] | None]) -> None:
+    def __init__(self, folders: Sequence[str | Path], fits: Callable[[], tuple[str, tuple[int, ...]] | None],
+                 samples: Mapping[str, Path] | None = None) -> None:
         from ..control.preparing import Preparation
         from ..library.adapters import AdapterShelf
 
         self._fits = fits
-        self.preparation = Preparation(AdapterShelf(folders))
+        self.preparation = Preparation(AdapterShelf(folders, samples=samples))
 
     def rows(self) -> list[dict[str, Any]]:
         """Every adapter file as plain values, with the preprocessor that belongs to it and whether it fits the loaded checkpoint."""
-        from ..preprocess.choose import choose_preprocessor
+        from ..control.telling import own_preprocessor
 
-        shelf, loaded = self.preparation.shelf, self._fits()
-        fitting = set(shelf.names(*loaded)) if loaded else set(shelf.names())
-        rows = []
-        for row in shelf.rows():
-            own = "none" if row["kind"] in ("style", None) else choose_preprocessor([row["preprocessor"], row["task"], row["name"]])
-            rows.append({**row, "recommended": own, "fits": row["name"] in fitting})
-        return rows
+        shelf, fitting = self.preparation.shelf, set(self.names())
+        return [{**row, "recommended": own_preprocessor(row["name"], shelf.facts(row["name"]) if row["kind"] else None), "fits": row["name"] in fitting}
+                for row in shelf.rows()]
+
+    def names(self) -> list[str]:
+        """Adapters that fit the loaded checkpoint, or all where none is loaded yet."""
+        return self.preparation.shelf.names(*(self._fits() or ()))
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What `control.telling.tell_adapter` says of an adapter: {"words": one line, "preprocessor", "resolution", "values"}.
+
+        Raises:
+            LycoError: there is none of that name, or it can't be used.
+        """
+        from ..control.telling import tell_adapter
+
+        facts, loaded = self.preparation.shelf.facts(name), self._fits()
+        seeing = "" if self.preparation.see is not None else "it needs CLIP's picture encoder, which the page does not load: use generate --clip-vision"
+        fits = loaded is None or facts.fits(loaded[0], None if facts.kind == "style" else loaded[1])
+        return tell_adapter(name, facts, fits, seeing)
+
+    def preview(self, values: Mapping[str, Any], size: tuple[int, int]) -> Any:
+        """The control map [H,W,3] uint8 of a unit that is given as a mapping, pictures among it, for a picture of that size (width, height).
+
+        Raises:
+            LycoError: a bad value, or no picture where one is needed.
+        """
+        from ..control.making import make_map
+
+        (asked,) = requested_units([values])
+        facts = self.preparation.shelf.facts(asked.unit.adapter) if asked.unit.adapter else None
+        return make_map(asked.unit, facts, next(iter(asked.pictures), None), size)
 
     def control_map(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """{"map": PNG in base64, "width", "height"} of {"picture": base64, "width", "height", and a unit's fields}.

@@ -118,7 +118,7 @@ def make_app(bench: Workbench) -> Any:
                           adapters=bench.adapters.rows, control_map=bench.adapters.control_map, preprocessors=bench.adapters.preprocessors)
     add_routes(app, callables, picture=record)
     page = make_page(bench, record)
-    allowed = [str((bench.outputs / "pictures").resolve())]
+    allowed = [str((bench.outputs / folder).resolve()) for folder in ("pictures", "control-maps")]
     script = (Path(style.__file__).parent / "complete.js").read_text(encoding="utf-8")
     return gr.mount_gradio_app(app, page, path="/", css=style.CSS, head=f"<script>{script}</script>", allowed_paths=allowed, footer_links=[], ssr_mode=False,
                                show_error=False, max_file_size=LARGEST_UPLOAD)
@@ -139,8 +139,17 @@ def make_page(bench: Workbench, record: list[Any]) -> Any:
         defaults=bench.defaults(), unknown=unknown_settings(), **desk_functions(desk),
     )
     generate = GeneratePage(record=record, generate=bench.generate, stop=bench.stop_generating, networks=bench.network_names,
-                            choices={"generate.sampler": list(SAMPLERS)}, history=bench.pictures, recall=bench.recall, read_picture=bench.read_settings)
+                            choices={"generate.sampler": list(SAMPLERS)}, history=bench.pictures, recall=bench.recall, read_picture=bench.read_settings,
+                            adapters=make_adapters(bench.adapters))
     return page.make_page(train, generate, bench.title, lambda: dict.fromkeys(page.LATE, bench.side()) if bench.side() else {}, make_library(bench.library))
+
+
+def make_adapters(adapters: Any) -> Any:
+    """What the adapters' part of the Generate tab does, over a `cli.adapters.Adapters`."""
+    from ..ui.adapters import AdapterPage
+
+    return AdapterPage(names=adapters.names, describe=adapters.describe, preprocessors=adapters.preprocessors, preview=adapters.preview,
+                       begin="Adapters that fit the checkpoint; put files into the folder adapters, or train one, and refresh.")
 
 
 def make_library(library: Any) -> Any:

@@ -69,14 +69,14 @@ def asked_units(units: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 
 def requested_units(units: Any) -> list[Any]:
-    """The same of a request's list of mappings, whose pictures are text in base64.
+    """The same of a request's list of mappings, whose pictures are text in base64 (a page's own: arrays, or paths of what was uploaded).
 
     Raises:
         ConfigError: it is no such list, an unknown name, a value that a unit does not take, or a picture that can't be read.
     """
     if not isinstance(units, list) or not all(isinstance(each, Mapping) for each in units):
         raise ConfigError("units: expected a list of objects, one for each adapter")
-    return [_asked({_OTHER_NAMES.get(name, name): value for name, value in values.items()}, read_base64) for values in units]
+    return [_asked({_OTHER_NAMES.get(name, name): value for name, value in values.items()}, _read_given) for values in units]
 
 
 def make_preparation(folders: Sequence[str | Path], clip_vision: str | None = None, device: Any = "cpu") -> Any:
@@ -124,6 +124,15 @@ def read_base64(text: Any) -> Any:
     except (binascii.Error, ValueError):
         raise ConfigError(f"{shown(text, 40)!r} is no picture in base64") from None
     return _decode(data, "a picture in base64")
+
+
+def _read_given(picture: Any) -> Any:
+    """A picture of a request; arrays and paths can't come over a network, only from the page."""
+    if isinstance(picture, Path):
+        return read_file(picture)
+    if isinstance(picture, str) or not hasattr(picture, "ndim"):
+        return read_base64(picture)
+    return picture if picture.ndim == 3 else picture[:, :, None].repeat(3, axis=2)
 
 
 def _asked(values: Mapping[str, Any], read: Any) -> Any:

@@ -57,7 +57,7 @@ class Workbench:
         self._catalogue = self._make_catalogue()
         self._shelf = self._make_shelf()
         self._embeddings = self._make_embeddings()
-        self.adapters = Adapters(adapters or [outputs], lambda: channels_of(self._model))
+        self.adapters = Adapters(adapters or [outputs], lambda: channels_of(self._model), _samples() if checkpoint is None else None)
         self.library = self._make_library()
         self.job = TrainJob(self._train, self._lock, self._home / "training.json")
         self._paces = Paces(self._home / "paces.json")
@@ -372,6 +372,13 @@ class Workbench:
         state = self.job.state()
         self._paces.note(config, backbone, state.step, state.seconds)
         return result
+
+
+def _samples() -> dict[str, Path]:
+    """The adapter that comes with the embedded checkpoint."""
+    from ..studio.world.files import EDGES
+
+    return {EDGES.stem: EDGES}
 
 
 def _vectors(count: int) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from lib_lycoris.errors import ConfigError
 from lib_lycoris.networks.adapters.parts import Adapter
-from lib_lycoris.preprocess.choose import choose_preprocessor, choose_resolution
+from lib_lycoris.preprocess.choose import choose_preprocessor, choose_resolution, told_values
 from lib_lycoris.preprocess.table import Preprocessor, control_map, find_preprocessor
 from lib_lycoris.prompt.unit import AUTO, Unit
 
 See = Callable[[Any], Tensor]
 """CLIP's picture encoder: a picture [H,W,3] uint8 → its last hidden states [1,257,D], before the final norm."""
 _KEPT = 16  # pictures per adapter whose features are kept
+_FINEST = 4096  # the largest of unit.processor_resolution
 
 
 def settle(unit: Unit, facts: Any, more: Mapping[str, Preprocessor] | None = None) -> tuple[Preprocessor, int | None]:
@@ -41,15 +43,53 @@ def settle(unit: Unit, facts: Any, more: Mapping[str, Preprocessor] | None = Non
     return find_preprocessor(name, more), resolution
 
 
+def settled_unit(unit: Unit, facts: Any, more: Mapping[str, Preprocessor] | None = None) -> Unit:
+    """The unit as it can be said again, whatever "auto" means elsewhere: preprocessor, resolution, and the values that the adapter was trained with.
+
+    Values that the unit itself gives stay; those of a preprocessor that it names, too. The arguments are `settle`'s.
+
+    Raises:
+        ConfigError: no preprocessor has that name.
+    """
+    preprocessor, resolution = settle(unit, facts, more)
+    told: dict[str, Any] = {"preprocessor": preprocessor.name, "processor_resolution": resolution}
+    if unit.preprocessor == AUTO and facts is not None and choose_preprocessor([facts.preprocessor]) == preprocessor.name:
+        values = told_values(preprocessor, facts.preprocessor_values)
+        for field, parameter in zip(("threshold_a", "threshold_b"), preprocessor.parameters, strict=False):
+            if getattr(unit, field) is None and parameter.name in values:
+                told[field] = float(values[parameter.name])
+        if not unit.palette and "palette" in values:
+            told["palette"] = values["palette"]
+    return replace(unit, **told)
+
+
+def grown_resolution(resolution: int | None, first: tuple[int, int], size: tuple[int, int], picture: Any = None) -> int | None:
+    """A preprocessor's resolution for a hires pass: as much larger as the picture that is made, as far as the one that is looked at has so many pixels.
+
+    A map that was merely enlarged would have lines as much thicker as no adapter knows them.
+
+    Args:
+        resolution: for the first pass; None: that of the picture that is made.
+        first: (width, height) of the first pass.
+        size: of this one.
+        picture: [h,w,3] uint8; None: nothing is looked at.
+    """
+    if resolution is None:
+        return None
+    wanted = round(resolution * min(size) / min(first))
+    return min(_FINEST, max(resolution, wanted if picture is None else min(wanted, *picture.shape[:2])))
+
+
 def make_map(unit: Unit, facts: Any, picture: Any, size: tuple[int, int], more: Mapping[str, Preprocessor] | None = None) -> Any:
     """The control map [H,W,3] uint8 for a picture of `size` (width, height) that is to be made; the other arguments are `settle`'s.
 
     Raises:
         ConfigError: no picture where one is needed, or a value that will not do.
     """
-    preprocessor, resolution = settle(unit, facts, more)
+    unit = settled_unit(unit, facts, more)
+    preprocessor = find_preprocessor(unit.preprocessor, more)
     values = preprocessor.make_values(unit.threshold_a, unit.threshold_b, unit.palette, unit.keypoints)
-    return control_map(preprocessor, values, size, picture, resolution, unit.resize_mode)
+    return control_map(preprocessor, values, size, picture, unit.processor_resolution, unit.resize_mode)
 
 
 class FeatureCache:

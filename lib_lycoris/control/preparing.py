@@ -18,10 +18,12 @@ from lib_lycoris.preprocess.table import as_picture
 from lib_lycoris.prompt.unit import Unit
 
 from .control import Control
-from .making import FeatureCache, See, make_map, settle
+from .making import FeatureCache, See, grown_resolution, make_map, settled_unit
 from .part import Part
 
 NO_FUSER, AUTO_FUSER = "none", "auto"
+LAYOUTS = {"sd": "SD 1 or SD 2", "sdxl": "SDXL"}
+"""Whose UNet has which layout of feature maps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,7 @@ class Preparation:
         self._cache = FeatureCache()
 
     def prepare(self, unet: nn.Module, asked: Sequence[Asked], size: tuple[int, int], batch: int = 1, device: torch.device | str = "cpu", hires: bool = False,
-                base_model: str | None = None, fuser: str = AUTO_FUSER) -> Prepared:
+                base_model: str | None = None, fuser: str = AUTO_FUSER, first: tuple[int, int] | None = None) -> Prepared:
         """The Control of a pass, with nothing on the model yet. A unit that can't act is left out with a problem in words.
 
         Args:
@@ -65,6 +67,7 @@ class Preparation:
             base_model: the checkpoint's, for a word where an adapter is for another.
             fuser: "auto": a fuser's file that fits, where two adapters or more act that it knows, or one that was trained with it (by its name, coadapter…);
                 "none"; or a file's name.
+            first: (width, height) of the first pass, where this is the hires pass: maps are then made anew, as much finer as this one is larger.
 
         Raises:
             AdapterError: a unit that is strict can't act.
@@ -77,8 +80,8 @@ class Preparation:
         prepared.control = Control(unet, self._find_fuser(fuser, list(chosen.values()), unet, prepared))
         for number, each in chosen.items():
             try:
-                prepared.control.add(self._make_part(prepared, number, each, size, batch, device))
-                prepared.units.append((number, self._settled(each.unit)))
+                prepared.control.add(self._make_part(prepared, number, each, size, batch, device, first if hires else None))
+                prepared.units.append((number, settled_unit(each.unit, self.shelf.facts(each.unit.adapter))))
                 self._remark(prepared, each.unit, base_model)
             except LycoError as error:
                 problem = f"adapter {number} ({each.unit.adapter}) was left out: {error}"
@@ -87,9 +90,13 @@ class Preparation:
                 prepared.problems.append(problem)
         return prepared
 
-    def _make_part(self, prepared: Prepared, number: int, asked: Asked, size: tuple[int, int], batch: int, device: torch.device | str) -> Part:
+    def _make_part(self, prepared: Prepared, number: int, asked: Asked, size: tuple[int, int], batch: int, device: torch.device | str,
+                   first: tuple[int, int] | None) -> Part:
         unit = asked.unit
         facts = self.shelf.facts(unit.adapter)
+        layout = prepared.control.session.layout
+        if facts.layout is not None and facts.layout != layout:  # full ones of SD 1 and SDXL have the same channels
+            raise ConfigError(f"it is for another model: for {LAYOUTS[facts.layout]}, and this UNet is {LAYOUTS[layout]}'s; choose one that fits")
         if facts.kind == "fuser":
             raise ConfigError("it is the CoAdapter fuser, which acts on other adapters; choose those, and it is used by itself")
         adapter = self.shelf.load(unit.adapter)
@@ -97,14 +104,14 @@ class Preparation:
         pictures = [as_picture(asked.pictures[place % len(asked.pictures)]) for place in range(count)]
         if facts.kind == "style":
             return Part(unit, self._speak(adapter, pictures, device), task="style")
-        maps = [make_map(unit, facts, picture, size) for picture in pictures or [None]]
+        maps = [self._make_map(settled_unit(unit, facts), facts, picture, size, first) for picture in pictures or [None]]
         prepared.maps.extend((number, made) for made in maps)
         return Part(unit, self._cache.features(adapter, maps, device), facts.task if facts.task in TASKS else None, _region(asked, size, device))
 
-    def _settled(self, unit: Unit) -> Unit:
-        """The unit as it can be said again, whatever "auto" means elsewhere."""
-        preprocessor, resolution = settle(unit, self.shelf.facts(unit.adapter))
-        return replace(unit, preprocessor=preprocessor.name, processor_resolution=resolution)
+    @staticmethod
+    def _make_map(unit: Unit, facts: Any, picture: Any, size: tuple[int, int], first: tuple[int, int] | None) -> Any:
+        resolution = unit.processor_resolution if first is None else grown_resolution(unit.processor_resolution, first, size, picture)
+        return make_map(replace(unit, processor_resolution=resolution), facts, picture, size)
 
     def _speak(self, adapter: Any, pictures: Sequence[Any], device: torch.device | str) -> tuple[Tensor, ...]:
         if self.see is None:

@@ -23,7 +23,7 @@ from lib_lycoris.files.regular import open_regular
 
 LAYOUT, BASE_MODEL, PREPROCESSOR, TASK = "lyco_adapter_layout", "ss_base_model_version", "lyco_adapter_preprocessor", "lyco_adapter_task"
 """What our own files say in their metadata; the second is kohya's key."""
-RESOLUTION, DOWNSCALE = "lyco_adapter_resolution", "lyco_adapter_downscale"
+RESOLUTION, DOWNSCALE, VALUES = "lyco_adapter_resolution", "lyco_adapter_downscale", "lyco_adapter_preprocessor_values"
 TASKS = ("sketch", "keypose", "seg", "depth", "canny", "style", "color", "openpose")
 """What the CoAdapter fuser knows, in the order of its table's rows. Source: TencentARC's ExtraCondition."""
 
@@ -53,6 +53,7 @@ class AdapterFacts:
         ksize, sk, use_conv: TencentARC's switches: the small kernel, residuals without a convolution of their own, downsampling by convolution.
         width, context, tokens, layers: a style adapter's (or fuser's) own width, the width of what it gives, its count of tokens, its count of layers.
         preprocessor: what its metadata says that pictures are to be prepared with.
+        preprocessor_values: that preprocessor's values where they were not its own, as the metadata has them: "low=50, high=150"; None: nothing is said.
         resolution: pixels for which that preprocessor was used, if the metadata says so.
         task: what it goes by, from metadata or the file's name: one of TASKS, "lineart", …; None where neither tells.
         spelling: "tencent" or "diffusers".
@@ -73,6 +74,7 @@ class AdapterFacts:
     tokens: int = 0
     layers: int = 0
     preprocessor: str | None = None
+    preprocessor_values: str | None = None
     resolution: int | None = None
     task: str | None = None
     spelling: str = "tencent"
@@ -172,8 +174,8 @@ def diffusers_config(facts: AdapterFacts) -> dict[str, Any]:
 
 def make_adapter_metadata(facts: AdapterFacts) -> dict[str, str]:
     """What our own files say of an adapter: all that its tensors leave open."""
-    values = {LAYOUT: facts.layout, BASE_MODEL: facts.base_model, PREPROCESSOR: facts.preprocessor, TASK: facts.task, RESOLUTION: facts.resolution,
-              DOWNSCALE: facts.downscale or None}
+    values = {LAYOUT: facts.layout, BASE_MODEL: facts.base_model, PREPROCESSOR: facts.preprocessor, VALUES: facts.preprocessor_values, TASK: facts.task,
+              RESOLUTION: facts.resolution, DOWNSCALE: facts.downscale or None}
     return {key: str(value) for key, value in values.items() if value is not None}
 
 
@@ -230,7 +232,7 @@ def _tencent_names(held: Iterable[str]) -> dict[str, str]:
 def _told(facts: AdapterFacts, config: Mapping[str, Any], metadata: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> AdapterFacts:
     """The facts with what config and metadata say on top of what the shapes say; neither is believed where the shapes contradict it."""
     resolution = metadata.get(RESOLUTION, "")
-    facts = replace(facts, preprocessor=metadata.get(PREPROCESSOR) or None,
+    facts = replace(facts, preprocessor=metadata.get(PREPROCESSOR) or None, preprocessor_values=metadata.get(VALUES) or None,
                     resolution=int(resolution) if resolution.isascii() and resolution.isdigit() and len(resolution) < 6 else None)
     if facts.kind not in ("full", "light"):
         return facts

@@ -40,7 +40,7 @@ def open_adapter(path: str | os.PathLike[str]) -> Adapter:
 
 
 def facts_of(adapter: Adapter, **told: Any) -> AdapterFacts:
-    """The facts of an adapter, also of one that was created; `told` are those that no tensor tells: base_model, preprocessor, resolution, task."""
+    """The facts of an adapter, also of one that was created; `told` are those that no tensor tells: base_model, preprocessor, …"""
     held = {each.name for each in fields(AdapterFacts)}
     own = adapter.facts or AdapterFacts(**{name: getattr(adapter, name) for name in held if hasattr(adapter, name)})
     return replace(own, **told)
@@ -78,10 +78,12 @@ class AdapterShelf:
         folders: read anew whenever they are listed.
         keep: how many loaded adapters stay in memory.
         outside: whether a path to a file elsewhere is a name too; not for those who ask over a network.
+        samples: files by name that are listed too, wherever they lie; a file of that name in a folder takes its place.
     """
 
-    def __init__(self, folders: Iterable[str | os.PathLike[str]], keep: int = 3, outside: bool = False) -> None:
+    def __init__(self, folders: Iterable[str | os.PathLike[str]], keep: int = 3, outside: bool = False, samples: Mapping[str, Path] | None = None) -> None:
         self.folders = [Path(folder) for folder in folders]
+        self._samples = dict(samples or {})
         self._keep, self._outside = keep, outside
         self._facts: dict[Path, tuple[tuple[int, int], AdapterFacts | None, str | None]] = {}
         self._loaded: OrderedDict[Path, tuple[tuple[int, int], Adapter]] = OrderedDict()
@@ -169,6 +171,7 @@ class AdapterShelf:
                 own = inner.parent if path.stem.startswith("diffusion_pytorch_model") and inner.parent != Path(".") else inner.with_suffix("")
                 name = own.as_posix() if own.as_posix() not in files else inner.as_posix()
                 files.setdefault(name, path)
+        files = {**self._samples, **files}
         return dict(sorted(files.items(), key=lambda item: item[0].lower()))
 
     def _look_at(self, path: Path) -> tuple[AdapterFacts | None, str | None]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from typing import Any
 
-from .table import TABLE
+from ..errors import ConfigError
+from ..setting import section_settings
+from .table import TABLE, Preprocessor
 
 _WORDS = (
     (r"invert", "invert"), (r"canny", "canny"), (r"line_?art", "lineart"), (r"sketch|scribble", "xdog"), (r"soft_?edge|hed|pidi(net)?|edges?", "softedge"),
@@ -44,3 +47,19 @@ def choose_resolution(told: int | None, layout: str | None, preprocessor: str) -
     Mikubill/sd-webui-controlnet#2100.
     """
     return told or next((side for kind, name, side in _SMALL_MAPS if (layout, preprocessor) == (kind, name)), None)
+
+
+def told_values(preprocessor: Preprocessor, told: str | None) -> dict[str, Any]:
+    """The values by name of "low=50, high=150", as an adapter's metadata has them; {} where they are not this preprocessor's or do not go together."""
+    known = {setting.name: setting for setting in section_settings(preprocessor.values)}
+    values = {}
+    try:
+        for item in (told or "").split(",") if told else ():
+            name, _, written = (part.strip() for part in item.partition("="))
+            if name not in known:
+                return {}
+            values[name] = known[name].parse(written)
+        preprocessor.values(**values)
+    except ConfigError:
+        return {}
+    return values

@@ -16,8 +16,6 @@ from .config import TrainConfig
 from .export import About, file_name, training_facts
 from .peft_form import rounded
 
-VALUES = "lyco_adapter_preprocessor_values"
-"""Metadata: the preprocessor's values where they are not its own, "low=50, high=150"."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -32,11 +30,9 @@ def export_adapter(folder: Path, adapter: PictureAdapter, config: TrainConfig, b
         rounded(value, config.output.dtype, name)
     facts = replace(training_facts(config, backbone, about, {}), form="t2i-adapter", module=None, arguments={}, text_encoder_learning_rate=None)
     metadata = {} if config.output.metadata == "minimal" else make_metadata(facts)
-    if data.preprocessor_values:
-        metadata[VALUES] = ", ".join(data.preprocessor_values)
     try:
         write_adapter(path, adapter, metadata, dtype=_DTYPES[config.output.dtype], base_model=backbone.base_model, preprocessor=data.preprocessor,
-                      resolution=data.preprocessor_resolution or data.resolution)
+                      preprocessor_values=", ".join(data.preprocessor_values) or None, resolution=data.preprocessor_resolution or data.resolution)
     except (LycoError, OSError) as error:
         advice = "the training's last state is kept, resuming it saves the adapter again"
         raise TrainingError(f"the adapter could not be saved: {error}; {advice}") from error

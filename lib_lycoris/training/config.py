@@ -34,6 +34,7 @@ TIME_SAMPLINGS = ("uniform", "cubic")
 TARGET_GROUPS = ("q", "k", "v", "out", "ff", "proj", "resnet", "sampler", "time", "io")
 TEMPLATE_NAMES = ("caption", "concept", "name")
 DEFAULT_STEPS = 1000
+LAYERS_RATE, ADAPTER_RATE = 1e-4, 1e-5
 
 
 def split_pattern(key: str, item: str, kind: type) -> tuple[str, Any]:
@@ -368,7 +369,10 @@ class TrainingSettings(Section):
 
     steps: int | None = setting(None, f"Optimiser steps. Left out, with epochs left out too: {DEFAULT_STEPS}.", minimum=1, maximum=10_000_000)
     epochs: int | None = setting(None, "Passes over all pictures, in place of steps.", minimum=1, maximum=1_000_000)
-    learning_rate: float = setting(1e-4, "Learning rate of the UNet's layers.", minimum=0, maximum=10, above_minimum=True)
+    learning_rate: float | None = setting(
+        None, f"Learning rate of the UNet's layers, or of an adapter. Left out: {LAYERS_RATE}; for an adapter {ADAPTER_RATE}, as its authors trained theirs.",
+        minimum=0, maximum=10, above_minimum=True
+    )
     text_encoder_learning_rate: float | None = setting(
         None, "Learning rate of the text encoder's layers. Left out: the same as learning_rate.", minimum=0, maximum=10, above_minimum=True
     )
@@ -430,9 +434,14 @@ class TrainingSettings(Section):
             raise ConfigError(f"training.warmup_steps = {self.warmup_steps}: more than training.steps = {self.steps}; use fewer")
 
     @property
+    def unet_learning_rate(self) -> float:
+        """Learning rate of the UNet's layers."""
+        return LAYERS_RATE if self.learning_rate is None else self.learning_rate
+
+    @property
     def te_learning_rate(self) -> float:
         """Learning rate of the text encoder's layers."""
-        return self.learning_rate if self.text_encoder_learning_rate is None else self.text_encoder_learning_rate
+        return self.unet_learning_rate if self.text_encoder_learning_rate is None else self.text_encoder_learning_rate
 
     @property
     def te2_learning_rate(self) -> float:
@@ -541,6 +550,14 @@ class TrainConfig:
             raise ConfigError("training.block_learning_rates: an adapter has no layers in the UNet's blocks; leave them out")
 
     @property
+    def learning_rate(self) -> float:
+        """Learning rate of the UNet's layers, or of the adapter, before the schedule.
+
+        Source: an adapter's is that of C. Mou et al., "T2I-Adapter", 2023, section 4.1, and of the README of TencentARC/T2I-Adapter.
+        """
+        return ADAPTER_RATE if self.network.kind == "adapter" and self.training.learning_rate is None else self.training.unet_learning_rate
+
+    @property
     def time_sampling(self) -> str:
         """"uniform" or "cubic"."""
         return self.training.time_sampling or ("cubic" if self.network.kind == "adapter" else "uniform")
@@ -555,9 +572,8 @@ class TrainConfig:
         """Learning rate of the new word's vectors, before the schedule."""
         if self.embedding.learning_rate is not None:
             return self.embedding.learning_rate
-        rate = self.training.learning_rate
-        alone = self.network.kind == "embedding" and rate != TrainingSettings().learning_rate
-        return rate if alone or self.training.optimizer == "prodigy" else DEFAULT_RATE
+        alone = self.network.kind == "embedding" and self.training.learning_rate is not None
+        return self.learning_rate if alone or self.training.optimizer == "prodigy" else DEFAULT_RATE
 
     def _check_embedding(self) -> None:
         word, network, settings = self.word, self.network, self.embedding

@@ -96,7 +96,7 @@ def training_facts(config: TrainConfig, backbone: Backbone, about: About, layers
         checkpoint_name=backbone.checkpoint_name, checkpoint_hash=backbone.checkpoint_hash,
         resolution=config.data.resolution, pictures=len(about.dataset.pictures), batch_size=config.data.batch_size,
         steps=about.steps, planned_steps=about.planned,
-        learning_rate=training.learning_rate, unet_learning_rate=training.learning_rate,
+        learning_rate=config.learning_rate, unet_learning_rate=config.learning_rate,
         text_encoder_learning_rate=training.te_learning_rate if network.text_encoder and network.kind not in KINDS_WITHOUT_LAYERS else None,
         optimizer=training.optimizer, schedule=training.schedule, precision=training.precision, seed=training.seed,
         clip_skip=config.model.clip_skip, validation_loss=about.validation_loss,

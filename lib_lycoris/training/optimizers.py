@@ -35,8 +35,8 @@ def check_optimizer(settings: TrainingSettings) -> None:
 
 def odd_about_rates(settings: TrainingSettings) -> list[str]:
     """In words, what looks like a mistake in the rates for that optimiser."""
-    if settings.optimizer == "prodigy" and settings.learning_rate < 0.1:
-        return [f"training.learning_rate = {settings.learning_rate:g}: prodigy finds the rate itself and multiplies it with this; 1 is usual"]
+    if settings.optimizer == "prodigy" and settings.unet_learning_rate < 0.1:
+        return [f"training.learning_rate = {settings.unet_learning_rate:g}: prodigy finds the rate itself and multiplies it with this; 1 is usual"]
     return []
 
 

@@ -69,6 +69,10 @@ _SDXL = {
 _ADAPTIVE = {"network.kind": "adalora", "network.target_rank": 8, "network.init_rank": 12}
 _CHARACTER = {"training.steps": 1500, "training.schedule": "cosine", "training.warmup_steps": 75, "data.keep_tags": 1}
 _STYLE = {"training.steps": 3000, "training.schedule": "cosine", "training.warmup_steps": 150, "data.caption_dropout": 0.1}
+_EDGES = {
+    "network.kind": "adapter", "data.preprocessor": "canny", "data.caption_dropout": 0.1, "training.learning_rate": 1e-5, "training.schedule": "constant",
+    "training.warmup_steps": 100, "output.preview_every": 500,
+}
 _OBJECT = {"training.steps": 1000, "training.schedule": "cosine", "training.warmup_steps": 50}
 
 PRESETS: tuple[Preset, ...] = (
@@ -106,6 +110,14 @@ PRESETS: tuple[Preset, ...] = (
     Preset("embedding · SDXL · 12 GB", "A new word for the prompt of SDXL, with vectors for both text encoders.", SDXL, 12, {
         **{key: value for key, value in _SDXL.items() if key != "network.text_encoder"}, "network.kind": "embedding", "embedding.vectors": 4,
         "embedding.norm": "keep", "data.templates": "subject_filewords", "training.steps": 3000, "training.learning_rate": 5e-3, "training.schedule": "cosine",
+    }),
+    Preset("edges adapter · SD 1.5 · 12 GB", "An adapter that has pictures follow edges, from thousands of pictures whose edges canny finds.", SD1, 12, {
+        **{key: value for key, value in _SD1.items() if key != "training.min_snr_gamma"}, **_EDGES, "training.gradient_accumulation": 8,
+        "training.steps": 20_000,
+    }),
+    Preset("edges adapter · SDXL · 16 GB", "The same for SDXL.", SDXL, 16, {
+        **{key: value for key, value in _SDXL.items() if key not in ("network.text_encoder", "training.min_snr_gamma")}, **_EDGES,
+        "training.gradient_accumulation": 4, "training.steps": 20_000,
     }),
     Preset("character · SDXL · 12 GB", "A person, an animal or a figure on SDXL, Pony or Illustrious.", SDXL, 12, {
         **_SDXL, **_CHARACTER, "network.kind": "lora", "network.rank": 16, "network.alpha": 8.0, "training.learning_rate": 1e-4,

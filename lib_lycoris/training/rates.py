@@ -43,7 +43,7 @@ def word_rate(config: TrainConfig) -> Rate:
 def rate_of(key: Key, settings: TrainingSettings) -> float:
     """The learning rate of the layer with that (component, name), before the schedule."""
     component, name = key
-    rate = {"unet": settings.learning_rate, "te1": settings.te_learning_rate}.get(component, settings.te2_learning_rate)
+    rate = {"unet": settings.unet_learning_rate, "te1": settings.te_learning_rate}.get(component, settings.te2_learning_rate)
     factor = 1.0
     for item in settings.block_learning_rates:
         pattern, own = split_pattern("training.block_learning_rates", item, float)

@@ -79,7 +79,7 @@ class Trainer:
             if value.requires_grad
         }
         self._word_rate = word_rate(config)
-        own_rates = {}
+        own_rates = {"unet": Rate(config.learning_rate)} if config.network.kind == "adapter" else {}
         if word is not None:
             self.parameters |= word.parameters
             own_rates[COMPONENT] = self._word_rate
@@ -110,7 +110,7 @@ class Trainer:
     def learning_rate(self, step: int) -> float:
         """The UNet's learning rate in that step; the word's, where that is trained alone."""
         config = self._config
-        rate = self._word_rate if config.network.kind == "embedding" else Rate(config.training.learning_rate)
+        rate = self._word_rate if config.network.kind == "embedding" else Rate(config.learning_rate)
         return rate.at(step, self._rate_factor(step))
 
     @contextmanager

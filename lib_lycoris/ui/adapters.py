@@ -1,4 +1,4 @@
-"""The accordion for T2I-Adapters in txt2img and img2img. Only the WebUI's gradio 3.41 draws it."""
+"""The accordion for T2I-Adapters: in txt2img and img2img of the WebUI, and in the studio's Generate tab."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 
 import gradio as gr
 
-from ..errors import LycoError
+from ..errors import ConfigError, LycoError, shown
 from ..prompt.unit import HIRES, RESIZE_MODES, Unit
 from ..prompt.unit_values import FIELDS, NOTHING, PICTURES, UNITS, UNSET, plain_values
 from ..setting import section_settings
-from . import text
+from . import compat, text
+
+STUDIO = "generate"
+"""The studio's tab, which has no hires pass."""
 
 _HIRES_LABELS = {"both": "both passes", "low": "first pass only", "high": "hires pass only"}
 _BEGIN = "Adapters that fit the loaded checkpoint; put files into models/T2I-Adapter and refresh."
@@ -28,12 +31,14 @@ class AdapterPage:
         describe: takes an adapter's name, gives {"words": one line on it, "preprocessor": the one that belongs to it, "resolution": pixels or None}.
         preprocessors: gives for each {"name", "label", "help", "source", "parameters": [{"name", "help", "minimum", "maximum", "default", "whole"}]}.
         preview: takes a unit as a mapping (pictures among it) and the picture's (width, height), gives the control map [H,W,3] uint8.
+        begin: what stands there before an adapter is chosen.
     """
 
     names: Callable[[], Sequence[str]]
     describe: Callable[[str], Mapping[str, Any]]
     preprocessors: Callable[[], Sequence[Mapping[str, Any]]]
     preview: Callable[[Mapping[str, Any], tuple[int, int]], Any]
+    begin: str = _BEGIN
 
     def draw(self, tab: str, size: Sequence[Any]) -> Drawn:
         """Draws the accordion: see `draw_adapters`."""
@@ -62,7 +67,7 @@ def draw_adapters(page: AdapterPage, tab: str, size: Sequence[Any] = ()) -> Draw
 
     Args:
         page: what it does.
-        tab: "txt2img" or "img2img".
+        tab: "txt2img", "img2img", or the studio's "generate".
         size: the host's components for width and height, where it has drawn them.
     """
     units, rest = [], []
@@ -75,6 +80,12 @@ def draw_adapters(page: AdapterPage, tab: str, size: Sequence[Any] = ()) -> Draw
     for component in [each for unit in (*units, *rest) for each in unit.values()]:
         component.do_not_save_to_config = True  # three units have the same labels, and the host keeps defaults by label
     return Drawn(units, rest)
+
+
+def offered(page: AdapterPage, name: str) -> Any:
+    """The dropdown's update that offers what there is now, and what is chosen."""
+    names = [NOTHING, *page.names()]
+    return gr.update(choices=names if name in names else [*names, name])
 
 
 def shown_values(unit: Unit, page: AdapterPage) -> dict[str, Any]:
@@ -94,27 +105,31 @@ def _draw_unit(page: AdapterPage, tab: str, number: int, size: Sequence[Any]) ->
         return {"label": label, "elem_id": f"lyco_adapter_{tab}_{number + 1}_{name}", "info": help_of.get(name) if info is None else info or None}
 
     unit: dict[str, Any] = {}
+    wide = 240 if tab == STUDIO else 160  # the studio's column is narrow: explained sliders stand beneath each other
     with gr.Row(elem_classes=["lyco-adapter-head"]):
         unit["enabled"] = gr.Checkbox(False, scale=0, min_width=90, **about("enabled", "Enable", ""))
         unit["adapter"] = gr.Dropdown([NOTHING, *page.names()], value=NOTHING, scale=4, **about("adapter", "Adapter", ""))
-        refresh = gr.Button("🔄", scale=0, min_width=40, elem_classes=["tool"], elem_id=f"lyco_adapter_{tab}_{number + 1}_refresh")
-    words = gr.HTML(text.note(_BEGIN), elem_id=f"lyco_adapter_{tab}_{number + 1}_words", elem_classes=["lyco-adapter-words", "lycoris-problem"])
+        shape = {"min_width": 90, "size": "sm"} if tab == STUDIO else {"min_width": 40, "elem_classes": ["tool"]}
+        refresh = gr.Button("Refresh" if tab == STUDIO else "🔄", scale=0, **shape, elem_id=f"lyco_adapter_{tab}_{number + 1}_refresh")
+    words = gr.HTML(text.note(page.begin), elem_id=f"lyco_adapter_{tab}_{number + 1}_words", elem_classes=["lyco-adapter-words", "lycoris-problem"])
     with gr.Row(equal_height=False):
         with gr.Column(min_width=200):
-            picture_about = about("picture", "Picture" if tab == "txt2img" else "Picture (left empty: the one of img2img)", "")
+            picture_about = about("picture", "Picture (left empty: the one of img2img)" if tab == "img2img" else "Picture", "")
             picture_about.pop("info")
             unit["picture"] = gr.Image(type="numpy", image_mode="RGBA", height=240, **picture_about)
         with gr.Column(min_width=200):
-            preview = gr.Image(label="Control map", interactive=False, height=240, elem_id=f"lyco_adapter_{tab}_{number + 1}_map")
+            preview = gr.Image(label="Control map", interactive=False, height=240, elem_id=f"lyco_adapter_{tab}_{number + 1}_map",
+                               **compat.plain_image())
     with gr.Row(elem_classes=["lyco-adapter-head"]):
         names = [each["name"] for each in page.preprocessors()]
         unit["preprocessor"] = gr.Dropdown(names, value="none", scale=4, **about("preprocessor", "Preprocessor: makes the control map out of the picture", ""))
-        look = gr.Button("Show map", scale=0, min_width=110, elem_id=f"lyco_adapter_{tab}_{number + 1}_preview")
+        look = gr.Button("Show map", scale=0, min_width=110, **({"size": "sm"} if tab == STUDIO else {}),
+                         elem_id=f"lyco_adapter_{tab}_{number + 1}_preview")
     told = gr.HTML(text.note(_WITHOUT), elem_id=f"lyco_adapter_{tab}_{number + 1}_told", elem_classes=["lyco-adapter-words", "lycoris-problem"])
     with gr.Row():
-        unit["processor_resolution"] = gr.Slider(0, 2048, 0, step=64, **about("processor_resolution", "Resolution", "0: the adapter's own"))
-        unit["threshold_a"] = gr.Slider(UNSET, 255, UNSET, visible=False, **about("threshold_a", "First value", " "))
-        unit["threshold_b"] = gr.Slider(UNSET, 255, UNSET, visible=False, **about("threshold_b", "Second value", " "))
+        unit["processor_resolution"] = gr.Slider(0, 2048, 0, step=64, min_width=wide, **about("processor_resolution", "Resolution", "0: the adapter's own"))
+        unit["threshold_a"] = gr.Slider(UNSET, 255, UNSET, visible=False, min_width=wide, **about("threshold_a", "First value", " "))
+        unit["threshold_b"] = gr.Slider(UNSET, 255, UNSET, visible=False, min_width=wide, **about("threshold_b", "Second value", " "))
     with gr.Row(visible=False, elem_classes=["lyco-adapter-head"]) as colours:
         picker = gr.ColorPicker(value="#b03020", label="Colour", scale=1, min_width=90)
         add = gr.Button("Add to palette", scale=1, min_width=90, elem_id=f"lyco_adapter_{tab}_{number + 1}_add")
@@ -127,7 +142,8 @@ def _draw_unit(page: AdapterPage, tab: str, number: int, size: Sequence[Any]) ->
         unit["end"] = gr.Slider(0, 1, default.end, step=0.01, **about("end", "End", ""))
     with gr.Accordion("More of this adapter", open=False):
         unit["resize_mode"] = gr.Radio(list(RESIZE_MODES), value=default.resize_mode, **about("resize_mode", "Resize mode"))
-        unit["hires"] = gr.Radio([(_HIRES_LABELS[name], name) for name in HIRES], value=default.hires, **about("hires", "With hires. fix it acts in", ""))
+        unit["hires"] = gr.Radio([(_HIRES_LABELS[name], name) for name in HIRES], value=default.hires, visible=tab != STUDIO,
+                                 **about("hires", "With hires. fix it acts in", ""))
         unit["level_weights"] = gr.Textbox("", max_lines=1, placeholder="1, 1, 1, 1", **about("level_weights", "Weights of the four sizes"))
         with gr.Row(equal_height=False):
             with gr.Column(min_width=200):
@@ -152,8 +168,7 @@ def _connect(page: AdapterPage, unit: Mapping[str, Any], extra: Mapping[str, Any
     followers = [{**unit, **extra}[name] for name in bound]
 
     def list_names(name: str) -> Any:
-        names = [NOTHING, *page.names()]
-        return gr.update(choices=names if name in names else [*names, name])
+        return offered(page, name)
 
     def choose_adapter(name: str) -> list[Any]:
         still = [gr.update() for _ in range(3 + len(bound))]
@@ -163,29 +178,42 @@ def _connect(page: AdapterPage, unit: Mapping[str, Any], extra: Mapping[str, Any
             said = page.describe(name)
         except LycoError as error:
             return [text.problems([str(error)]), *still]
-        return [text.note(said["words"]), True, said["preprocessor"], said["resolution"] or 0, *choose_preprocessor(said["preprocessor"])]
+        preprocessor = said["preprocessor"]
+        return [text.note(said["words"]), True, preprocessor, said["resolution"] or 0, *choose_preprocessor(preprocessor, said.get("values") or ())]
 
-    def choose_preprocessor(name: str) -> list[Any]:
+    def choose_preprocessor(name: str, values: Sequence[float | None] = ()) -> list[Any]:
         described = _described(page, name)
-        follow = _sliders(described) | _texts(described)
+        follow = _sliders(described, *values) | _texts(described)
         return [follow[each] for each in bound]
 
     def show_map(*values: Any) -> list[Any]:
         name = values[FIELDS.index("preprocessor")]
         asked = plain_values(values[: len(FIELDS)])
-        sides = tuple(int(side) for side in values[len(FIELDS) :]) or (512, 512)
         try:
+            sides = tuple(_side(value) for value in values[len(FIELDS) :]) or (512, 512)
             return [page.preview(asked, sides), _texts(_described(page, name))["told"]]
         except LycoError as error:
             return [gr.update(), text.problems([str(error)])]
 
-    quiet = {"show_progress": False, "queue": False}
+    quiet = compat.quiet()
     extra["refresh"].click(list_names, [unit["adapter"]], [unit["adapter"]], **quiet)
     unit["adapter"].input(choose_adapter, [unit["adapter"]],
                           [extra["words"], unit["enabled"], unit["preprocessor"], unit["processor_resolution"], *followers], **quiet)
     unit["preprocessor"].input(choose_preprocessor, [unit["preprocessor"]], followers, **quiet)
     extra["add"].click(lambda palette, colour: f"{palette} {colour}".strip(), [unit["palette"], extra["picker"]], [unit["palette"]], **quiet)
-    extra["look"].click(show_map, [*(unit[name] for name in FIELDS), *size], [extra["preview"], extra["told"]], show_progress=False)
+    extra["look"].click(show_map, [*(unit[name] for name in FIELDS), *size], [extra["preview"], extra["told"]], **{**quiet, "queue": True})
+
+
+def _side(value: Any) -> int:
+    """Pixels of a field for a side.
+
+    Raises:
+        ConfigError: it holds no number.
+    """
+    try:
+        return int(float(value))
+    except (TypeError, ValueError):
+        raise ConfigError(f"{shown(value)} is no width or height: give both in pixels") from None
 
 
 def _sliders(described: Mapping[str, Any] | None, *values: float | None) -> dict[str, Any]:
@@ -194,7 +222,7 @@ def _sliders(described: Mapping[str, Any] | None, *values: float | None) -> dict
     found = {}
     for number, name in enumerate(("threshold_a", "threshold_b")):
         if number >= len(parameters):
-            found[name] = gr.update(value=UNSET, visible=False)
+            found[name] = gr.update(value=UNSET, minimum=UNSET, visible=False)
             continue
         each = parameters[number]
         given = values[number] if number < len(values) else None

@@ -10,8 +10,10 @@ from typing import Any
 import gradio as gr
 
 from ..errors import ConfigError, LycoError
+from ..prompt.unit_values import unit_values
 from ..training.config import Setting
 from . import compat, text
+from .adapters import STUDIO, AdapterPage, offered
 from .fields import Form
 
 FIRST = (("generate.prompt",), ("generate.negative",))
@@ -37,7 +39,7 @@ class GeneratePage:
         history: takes how many, gives the newest pictures on disk: {"name", "file"}.
         recall: takes a picture's name, gives {"infotext", "settings", "problems"}.
         read_picture: takes a PNG's bytes, gives the same; without these three the tab has no history.
-        draw_more: draws what stands between the prompts and the settings (adapters), or None.
+        adapters: what the adapters' part does; None: there is none. `generate` then gets "units" too, with pictures as arrays or paths.
     """
 
     record: Sequence[Setting]
@@ -49,7 +51,7 @@ class GeneratePage:
     history: Callable[[int], Sequence[Mapping[str, Any]]] | None = None
     recall: Callable[[str], Mapping[str, Any]] | None = None
     read_picture: Callable[[bytes], Mapping[str, Any]] | None = None
-    draw_more: Callable[[], None] | None = None
+    adapters: AdapterPage | None = None
 
 
 def draw_generate(blocks: gr.Blocks, tab: gr.Tab, page: GeneratePage) -> Form:
@@ -61,10 +63,9 @@ def draw_generate(blocks: gr.Blocks, tab: gr.Tab, page: GeneratePage) -> Form:
                 form.draw(*row)
             names = gr.Dropdown(choices=list(page.networks()), value=None, label="Networks", elem_id="lycoris_networks",
                                 info="Trained here, or put into the networks folder. Choosing one writes its tag into the prompt, as does typing <lyco: there.")
-            if page.draw_more is not None:
-                page.draw_more()
             for row in ROWS:
                 form.draw(*row)
+            drawn = None if page.adapters is None else page.adapters.draw(STUDIO, [form.fields()[key] for key in ROWS[1]])
             with gr.Row(equal_height=True):
                 with gr.Column(scale=3, min_width=160):
                     form.draw(_SEED)
@@ -94,16 +95,21 @@ def draw_generate(blocks: gr.Blocks, tab: gr.Tab, page: GeneratePage) -> Form:
             progress(share, desc=words)
 
         try:
-            made = page.generate(form.config(values).get("generate", {}), tell)
+            own = len(form.components())
+            units = [unit for unit in unit_values(values[own:]) if unit["enabled"] and unit["adapter"]]
+            made = page.generate({**form.config(values[:own]).get("generate", {}), **({"units": units} if units else {})}, tell)
         except LycoError as error:
             return [gr.update(), text.problems([str(error)]), gr.update(), gr.update(), gr.update()]
         paths = [str(picture["path"]) for picture in made["pictures"]]
+        maps = [str(path) for picture in made["pictures"] for path in picture.get("maps", ())]
         first = made["pictures"][0]
         # The first picture is shown whole; alone in the grid it would be cut to the grid's shape.
-        return [gr.update(value=paths, selected_index=0), text.problems(made["problems"]), first["infotext"], "\n".join(paths), str(first.get("seed", ""))]
+        shown = gr.update(value=[*paths, *maps], selected_index=0)
+        return [shown, text.problems(made["problems"]), first["infotext"], "\n".join([*paths, *maps]), str(first.get("seed", ""))]
 
     quiet = {"queue": False, "api_name": False}
-    made = make.click(run, form.components(), [pictures, problem, infotext, files, seed], api_name=False)
+    inputs = [*form.components(), *(drawn.controls if drawn is not None else ())]
+    made = make.click(run, inputs, [pictures, problem, infotext, files, seed], api_name=False)
     stop.click(page.stop, [], [], **quiet)
     fields = form.fields()
     again.click(lambda last: last or gr.update(), [seed], [fields[_SEED]], **quiet)
@@ -112,6 +118,8 @@ def draw_generate(blocks: gr.Blocks, tab: gr.Tab, page: GeneratePage) -> Form:
     names.input(lambda before, name: (insert_tag(before, name), gr.update(value=None)), [prompt, names], [prompt, names], **quiet)
     for opened in (blocks.load, tab.select):  # a training may have added one
         opened(lambda: gr.update(choices=list(page.networks())), [], [names], **quiet)
+        for unit in drawn.units if drawn is not None else ():
+            opened(lambda name: offered(page.adapters, name), [unit["adapter"]], [unit["adapter"]], **quiet)
     if history is not None:
         history.wire(form, [blocks.load, tab.select, made.then], [infotext, problem])
     return form

@@ -5,11 +5,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from lib_lycoris.control import preparing as control
-from lib_lycoris.errors import AdapterError, ConfigError, LycoError, shown
+from lib_lycoris.errors import AdapterError, LycoError, shown
 from lib_lycoris.patching.places import find_places
 from lib_lycoris.prompt.unit import Unit, render_unit
 from lib_lycoris.prompt.unit_values import split_unit
@@ -53,6 +53,7 @@ class AdapterWork:
         self._control: Any = None
         self._model: Any = None
         self._size = (0, 0)
+        self._first: tuple[int, int] | None = None
         self._maps: dict[tuple[int, int, int], Any] = {}
         self._device: Any = None
         self._hires = False
@@ -74,8 +75,7 @@ class AdapterWork:
             try:
                 unit, pictures = split_unit(values)
                 if unit.active:
-                    preprocessor, resolution = adapters.settle(unit)
-                    asked.append(Asked(number, replace(unit, preprocessor=preprocessor.name, processor_resolution=resolution), pictures))
+                    asked.append(Asked(number, adapters.settle(unit), pictures))
             except LycoError as error:
                 if values.get("enabled", True) is not False:
                     problems.append((f"lyco: adapter {number}: {error}", values.get("strict") is True))
@@ -100,6 +100,8 @@ class AdapterWork:
         self.take_off()
         self._hires = bool(getattr(p, "is_hr_pass", False))
         self._size, self._device = (x.shape[-1] * 8, x.shape[-2] * 8), x.device
+        if not self._hires or self._first is None:  # a hires pass of a finished picture has none before it
+            self._first = self._size if not self._hires else (p.width, p.height)
         self._expected = self._acted = False
         self._pictures = [p.iteration * p.batch_size + row for row in range(len(x))]
         with self._telling():
@@ -195,7 +197,7 @@ class AdapterWork:
         try:
             host.check_reachable("adapters")
             unet = host.trees_of(self._model).unet
-            layout = find_places(unet).layout
+            find_places(unet)
             self._watch(unet)
         except LycoError as error:
             for each in acting:
@@ -204,13 +206,14 @@ class AdapterWork:
         asked = [control.Asked(Unit(enabled=False))] * max(each.number for each in acting)
         for each in acting:
             try:
-                self._check_layout(each, layout)
+                self._adapters.path_of(each.unit.adapter)
                 asked[each.number - 1] = self._pictures_of(each)
             except LycoError as error:
                 self._refuse(each, str(error))
         try:
             prepare = self._adapters.preparation.prepare
-            self._take(prepare(unet, asked, self._size, len(self._pictures), self._device, self._hires, host.base_model(self._model)))
+            self._take(prepare(unet, asked, self._size, len(self._pictures), self._device, self._hires, host.base_model(self._model),
+                               first=self._first))
         except AdapterError as error:
             self.fail(f"lyco: {error}", False)
             self._stop = self._stop or error
@@ -233,17 +236,6 @@ class AdapterWork:
         self._control = prepared.control
         numbers = {number for number, _ in prepared.maps}
         self._mapped = [each.unit for each in self._asked if each.number in numbers]
-
-    def _check_layout(self, asked: Asked, layout: str) -> None:
-        """Raises where an adapter is for another UNet: SD 1's and SDXL's have the same channels, so that nothing else would notice.
-
-        Raises:
-            LycoError: it is, or there is no such adapter.
-        """
-        self._adapters.path_of(asked.unit.adapter)
-        facts = self._adapters.shelf.facts(asked.unit.adapter)
-        if facts.layout is not None and facts.layout != layout:
-            raise ConfigError("it is for another model than the loaded checkpoint; refresh the list and choose one of those that fit")
 
     def _refuse(self, asked: Asked, why: str) -> None:
         self.fail(f"lyco: {asked.name} was left out: {why}", asked.unit.strict)

@@ -6,20 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib_lycoris.control.making import make_map, settle
+from lib_lycoris.control.making import make_map, settled_unit
 from lib_lycoris.control.preparing import Preparation
+from lib_lycoris.control.telling import own_preprocessor, tell_adapter
 from lib_lycoris.errors import LycoError, UnknownNetworkError, shown
 from lib_lycoris.library.adapters import AdapterShelf
-from lib_lycoris.preprocess.choose import choose_preprocessor, choose_resolution
-from lib_lycoris.preprocess.table import Preprocessor, preprocessor_rows
+from lib_lycoris.preprocess.table import preprocessor_rows
 from lib_lycoris.prompt.unit import Unit
 from lib_lycoris.prompt.unit_values import split_unit
 
 from . import clip_vision, host, settings
 from .adapter_pictures import answer, read_picture
-
-_BASE = {"sd_v1": "SD 1", "sd_v2": "SD 2", "sdxl_base_v1-0": "SDXL"}
-_LAYOUT = {"sd": "SD 1 or SD 2", "sdxl": "SDXL"}
 
 
 class Adapters:
@@ -53,38 +50,30 @@ class Adapters:
         return [{**row, "recommended": self.preprocessor_of(row["name"]), "fits": row["name"] in fitting} for row in self.shelf.rows()]
 
     def describe(self, name: str) -> dict[str, Any]:
-        """What is known of an adapter: {"words": one line, "preprocessor": the one that belongs to it, "resolution": pixels or None}.
+        """What is known of an adapter: {"words": one line, "preprocessor": the one that belongs to it, "resolution": pixels or None,
+        "values": those of the preprocessor's numbers that it was trained with, None for the preprocessor's own}.
 
         Raises:
             LycoError: there is none of that name, or it can't be used.
         """
         facts = self.shelf.facts(name)
-        preprocessor = self.preprocessor_of(name)
-        base = _BASE.get(facts.base_model or "") or _LAYOUT.get(facts.layout or "")
-        words = [f"{facts.kind} adapter", *([f"for {base}"] if base else [])]
-        if facts.kind == "style":
-            words.append(clip_vision.describe(facts.width))
-        else:
-            words.append(f"preprocessor: {preprocessor}" if preprocessor != "none" else "give it a finished control map, or choose a preprocessor")
-        if not facts.fits(host.base_model(host.loaded_model())):
-            words.append("NOT for the loaded checkpoint")
-        return {"words": " · ".join(words), "preprocessor": preprocessor, "resolution": choose_resolution(facts.resolution, facts.layout, preprocessor)}
+        seeing = clip_vision.describe(facts.width) if facts.kind == "style" else ""
+        return tell_adapter(name, facts, facts.fits(host.base_model(host.loaded_model())), seeing)
 
     def preprocessor_of(self, name: str) -> str:
         """The preprocessor that belongs to an adapter, by its metadata or its name; "none" where neither tells."""
         try:
-            facts = self.shelf.facts(name)
+            return own_preprocessor(name, self.shelf.facts(name))
         except LycoError:
             return "none"
-        return "none" if facts.kind == "style" else choose_preprocessor([facts.preprocessor, facts.task, name])
 
-    def settle(self, unit: Unit) -> tuple[Preprocessor, int | None]:
-        """The preprocessor that a unit means, and the resolution it works at (None: that of the picture that is made).
+    def settle(self, unit: Unit) -> Unit:
+        """The unit with the preprocessor, resolution and values that "auto" means.
 
         Raises:
             ConfigError: no preprocessor has that name.
         """
-        return settle(unit, self._facts(unit))
+        return settled_unit(unit, self._facts(unit))
 
     def make_map(self, unit: Unit, picture: Any, size: tuple[int, int]) -> Any:
         """The control map [H,W,3] uint8 of a unit for a picture of `size` (width, height) that is to be made.

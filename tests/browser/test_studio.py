@@ -232,3 +232,21 @@ def test_every_field_has_a_label_and_the_keyboard_reaches_it(page):
     box(page, "generate_prompt").focus()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.closest('#lycoris_generate_negative') !== null")
+
+
+def test_a_word_is_trained_and_named_in_a_prompt(page, pictures):
+    open_train(page)
+    page.locator("#lycoris_network_kind input").click()
+    page.get_by_role("option", name="embedding", exact=True).click()
+    box(page, "data_folders").fill(str(pictures))
+    box(page, "output_name").fill("zorbword")
+    box(page, "training_steps").fill("3")
+    page.locator("#lycoris_start").click()
+    says(page, "Done (zorbword) · step 3 of 3")
+    assert box(page, "tag").input_value() == "zorbword"
+    page.get_by_role("tab", name="Generate").click()
+    box(page, "generate_prompt").fill("a zorbword")
+    box(page, "generate_steps").fill("2")
+    page.locator("#lycoris_generate").click()
+    page.wait_for_function("document.querySelector('#lycoris_infotext textarea').value.startsWith('a zorbword')")
+    assert page.locator("#lycoris_generate_problem p").count() == 0

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lib_lycoris.cli.workbench import Workbench
-from lib_lycoris.errors import BusyError, CheckpointError, ConfigError
+from lib_lycoris.errors import BusyError, CheckpointError, ConfigError, LycoError
 from lib_lycoris.files.embeddings import write_embedding, write_legacy_embedding
 from lib_lycoris.library.adapters import write_adapter
 from lib_lycoris.networks.adapters.light import LightAdapter
@@ -97,3 +99,27 @@ def test_words_and_library_know_embeddings_and_adapters(tiny_checkpoint, tmp_pat
     assert bench.words() == [{"kind": "embedding", "name": "zorb", "insert": "zorb", "about": "embedding, 2 vectors"}]
     assert {shelf: [row["name"] for row in bench.library.rows(shelf)] for shelf in bench.library.shelves} == {
         "networks": [], "embeddings": ["old", "zorb"], "adapters": ["edges"]}
+
+
+def test_the_sample_adapter_is_listed_with_the_embedded_checkpoint_alone(tiny_checkpoint, tmp_path):
+    nets = tmp_path / "nets"
+    nets.mkdir()
+    bench = Workbench(None, [str(nets)], tmp_path / "outputs", adapters=[str(nets)])
+    assert bench.adapters.names() == ["lyco-world-edges"] == [row["name"] for row in bench.library.rows("adapters")]
+    told = bench.adapters.describe("lyco-world-edges")
+    assert "light adapter" in told["words"] and told["preprocessor"] != "none"
+    with pytest.raises(LycoError, match="change it there yourself"):
+        bench.library.run("delete", {"name": "lyco-world-edges", "shelf": "adapters"})
+    assert Workbench(str(tiny_checkpoint), [str(nets)], tmp_path / "outputs", adapters=[str(nets)]).adapters.names() == []
+
+
+def test_a_page_shows_the_map_of_arrays_and_files(tmp_path):
+    adapters = Workbench(None, [str(tmp_path)], tmp_path / "outputs", adapters=[str(tmp_path)]).adapters
+    picture = np.zeros((32, 32, 3), np.uint8)
+    picture[8:24, 8:24] = 255
+    made = adapters.preview({"adapter": "", "preprocessor": "invert", "picture": picture}, (32, 32))
+    assert np.array_equal(made, 255 - picture)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    assert np.array_equal(adapters.preview({"adapter": "", "preprocessor": "invert", "pictures": [tmp_path / "a.png"]}, (32, 32)), made)
+    with pytest.raises(ConfigError):
+        adapters.preview({"adapter": "", "preprocessor": "invert", "picture": str(tmp_path / "a.png")}, (32, 32))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib_lycoris.control.making import FeatureCache, make_map, settle
+from lib_lycoris.control.making import FeatureCache, grown_resolution, make_map, settle, settled_unit
 from lib_lycoris.control.preparing import Asked, Preparation
 from lib_lycoris.errors import AdapterError, ConfigError
 from lib_lycoris.library.adapters import AdapterShelf, open_adapter, write_adapter
@@ -15,6 +15,7 @@ from lib_lycoris.networks.adapters.full import FullAdapter
 from lib_lycoris.networks.adapters.fuser import CoAdapterFuser
 from lib_lycoris.networks.adapters.light import LightAdapter
 from lib_lycoris.networks.adapters.style import StyleAdapter
+from lib_lycoris.patching.features import FeatureSession
 from lib_lycoris.preprocess.sizes import fit
 from lib_lycoris.prompt.unit import Unit
 from tests.networks import adapter_oracles as slow
@@ -223,3 +224,64 @@ def test_a_cache_gives_up_what_was_used_longest_ago_and_goes_with_its_adapter():
     assert len(calls) == 21
     del adapter
     assert len(cache._known) == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("layout", "other"), [("sd", "sdxl"), ("sdxl", "sd1")])
+def test_an_adapter_of_another_layout_is_left_out_though_its_channels_fit(tmp_path, layout, other):
+    unet = make(other)
+    channels = FeatureSession(unet).channels
+    write_adapter(tmp_path / "away.safetensors", FullAdapter(channels=channels, layout=layout))
+    preparation = Preparation(AdapterShelf([tmp_path]))
+    asked = [Asked(Unit(adapter="away", preprocessor="none"), (picture(),))]
+    prepared = preparation.prepare(unet, asked, SIZE)
+    problem, = prepared.problems
+    assert problem.startswith("adapter 1 (away) was left out: it is for another model") and "\n" not in problem and not prepared.units
+    with pytest.raises(AdapterError, match="another model"):
+        preparation.prepare(unet, [Asked(Unit(adapter="away", preprocessor="none", strict=True), (picture(),))], SIZE)
+
+
+def test_auto_takes_the_values_that_an_adapter_was_trained_with(tmp_path):
+    write_adapter(tmp_path / "own.safetensors", FullAdapter(channels=CHANNELS), preprocessor="canny", preprocessor_values="low=20, high=40")
+    shelf = AdapterShelf([tmp_path])
+    facts, seen = shelf.facts("own"), picture()
+    found = settled_unit(Unit(adapter="own"), facts)
+    assert (found.preprocessor, found.threshold_a, found.threshold_b) == ("canny", 20, 40)
+    said = {"adapter": "own", "preprocessor": "canny", "threshold_a": 20.0, "threshold_b": 40.0}
+    assert np.array_equal(make_map(Unit(adapter="own"), facts, seen, SIZE), make_map(Unit(**said), facts, seen, SIZE))
+    assert settled_unit(Unit(adapter="own", threshold_b=300.0), facts).threshold_b == 300
+    named = settled_unit(Unit(adapter="own", preprocessor="canny"), facts)
+    assert (named.threshold_a, named.threshold_b) == (None, None)
+    assert settled_unit(Unit(adapter="own", preprocessor="blur"), facts).threshold_a is None
+    prepared = Preparation(shelf).prepare(make("sd1"), [Asked(Unit(adapter="own"), (seen,))], SIZE)
+    assert prepared.units == [(1, found)]
+
+
+@pytest.mark.parametrize("told", ["low=many", "low=300, high=20", "lo=3", "low", ",", "high=-5"])
+def test_values_in_metadata_that_are_no_values_leave_the_preprocessors_own(tmp_path, told):
+    write_adapter(tmp_path / "own.safetensors", FullAdapter(channels=CHANNELS), preprocessor="canny", preprocessor_values=told)
+    found = settled_unit(Unit(adapter="own"), AdapterShelf([tmp_path]).facts("own"))
+    assert (found.preprocessor, found.threshold_a, found.threshold_b) == ("canny", None, None)
+
+
+def test_a_hires_passs_map_is_made_anew_as_much_finer_as_the_picture_is_larger(shelf):
+    unet, seen = make("sd1"), picture(height=256, width=384)
+    unit = Unit(adapter="edges", processor_resolution=128)
+    preparation = Preparation(shelf)
+
+    def made(size, **how):
+        return preparation.prepare(unet, [Asked(unit, (seen,))], size, **how).maps[0][1]
+
+    larger = (384, 256)
+    finer = make_map(Unit(adapter="edges", processor_resolution=256), shelf.facts("edges"), seen, larger)
+    assert np.array_equal(made(larger, hires=True, first=SIZE), finer)
+    assert not np.array_equal(fit(made(SIZE), *larger, unit.resize_mode), finer)
+    assert np.array_equal(made(larger, first=SIZE), made(larger))  # a first pass keeps the resolution
+
+
+def test_a_hires_resolution_is_not_finer_than_what_is_looked_at():
+    assert grown_resolution(None, (64, 64), (128, 128)) is None
+    assert grown_resolution(48, (64, 64), (128, 160)) == 96
+    assert grown_resolution(48, (64, 64), (128, 128), picture(height=70, width=90)) == 70
+    assert grown_resolution(48, (64, 64), (128, 128), picture(height=20, width=20)) == 48
+    assert grown_resolution(3000, (64, 64), (128, 128)) == 4096

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lib_lycoris.errors import ConfigError, UnknownPresetError
-from lib_lycoris.training.config import KINDS, TrainConfig
+from lib_lycoris.networks.adapters.full import FullAdapter
+from lib_lycoris.training.config import KINDS, KINDS_WITHOUT_LAYERS, TrainConfig
 from lib_lycoris.training.kinds import unknown_settings
 from lib_lycoris.training.own_presets import PresetShelf
 from lib_lycoris.training.presets import PRESETS, SD1, SDXL, nested
@@ -23,7 +24,7 @@ def test_there_are_presets_for_each_purpose_and_base_model():
     names = [preset.name for preset in PRESETS]
     assert len(set(names)) == len(names)
     for base in (SD1, SDXL):
-        for purpose in ("character", "style", "object", "AdaLoRA", "embedding"):
+        for purpose in ("character", "style", "object", "AdaLoRA", "embedding", "edges adapter"):
             assert any(purpose in name and base in name for name in names), (purpose, base)
 
 
@@ -55,6 +56,8 @@ def _sizes(which):
 @pytest.mark.parametrize("base", [SD1, SDXL])
 def test_weights_network_and_optimiser_of_a_preset_leave_room_for_a_step_within_the_memory_it_names(base):
     """What a checkpointed step of one picture keeps is under 1.5 GiB (SD 1.5, 512 px) or 3 GiB (SDXL, 1024 px); the rest is counted here."""
+    import torch
+
     from lib_lycoris.training.memory import _OPTIMIZER_BYTES
     from lib_lycoris.training.methods import count_parameters
     from lib_lycoris.training.rates import learning_targets
@@ -66,8 +69,12 @@ def test_weights_network_and_optimiser_of_a_preset_leave_room_for_a_step_within_
             continue
         config = preset.config()
         assert config.training.precision in ("fp16", "bf16") and config.training.gradient_checkpointing and config.data.batch_size == 1
-        chosen = {} if config.network.kind == "embedding" else learning_targets(select_targets(targets, config.network), config)
+        chosen = {} if config.network.kind in KINDS_WITHOUT_LAYERS else learning_targets(select_targets(targets, config.network), config)
         trained = sum(count_parameters(target, config.network) for target in chosen.values())
+        if config.network.kind == "adapter":
+            with torch.device("meta"):
+                adapter = FullAdapter(channels=(320, 640, 1280, 1280), layout="sdxl" if base == SDXL else "sd")
+            trained = sum(value.numel() for value in adapter.parameters())
         assert trained or config.network.kind == "embedding"
         held = numbers * 2 + trained * (8 + _OPTIMIZER_BYTES[config.training.optimizer])
         assert held / 2**30 + (1.5 if base == SD1 else 3) < preset.gib, f"{preset.name}: {held / 2**30:.2f} GiB before a step"
@@ -124,3 +131,10 @@ def test_what_a_kind_does_not_know_is_known_by_another():
     assert "network.conv_rank" in set(unknown["lora"]) - set(unknown["locon"])
     assert "network.rank" in unknown["norm"] and "network.rank" not in unknown["lora"]
     assert set.intersection(*map(set, unknown.values())) == set()
+
+
+@pytest.mark.parametrize(("kind", "given", "rate"), [("lora", None, 1e-4), ("adapter", None, 1e-5), ("adapter", 1e-4, 1e-4), ("lora", 1e-5, 1e-5)])
+def test_a_learning_rate_that_is_left_out_is_that_of_the_kind(kind, given, rate):
+    config = TrainConfig.from_dict({"network": {"kind": kind}, "training": {} if given is None else {"learning_rate": given}})
+    assert config.learning_rate == rate
+    assert TrainConfig.from_dict(config.to_dict()).learning_rate == rate

@@ -207,7 +207,7 @@ def _install_checkpoints(data: Path) -> tuple[str, str, str]:
     else:
         from lib_lycoris.studio.world.files import install_world
 
-        checkpoint, yaml, _ = install_world(data)
+        checkpoint, yaml, *_ = install_world(data)
         checkpoint.rename(folder / "base.safetensors")
         yaml.rename(folder / "base.yaml")
     write_sibling(folder / "base.safetensors", folder / "base.SAFETENSORS", seed=1)

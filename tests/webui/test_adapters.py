@@ -284,6 +284,23 @@ def test_a_model_whose_blocks_do_not_run_is_told(stand_in_webui):
     clean(controlled(stand_in_webui, next(fresh), a_unit()))
 
 
+def test_the_hires_pass_makes_its_map_anew_from_the_picture_as_much_finer_as_it_is_larger(stand_in_webui, monkeypatch):
+    from lib_lycoris.control import preparing
+
+    made, make = [], preparing.make_map
+    monkeypatch.setattr(preparing, "make_map", lambda unit, facts, picture, size: made.append((unit.processor_resolution, size, picture.shape)) or make(
+        unit, facts, picture, size))
+    settings = {"enable_hr": True, "denoising_strength": 0.7}
+    large = a_map(height=256, width=256)
+    clean(controlled(stand_in_webui, next(fresh), a_unit(picture=large, preprocessor="softedge", processor_resolution=48), **settings))
+    (resolution, size, looked_at), (finer, larger, again) = made
+    grown = min(larger) / min(size)
+    assert resolution == 48 and finer == round(48 * grown) and grown > 1 and looked_at == again == (256, 256, 3)
+    made.clear()
+    clean(controlled(stand_in_webui, next(fresh), a_unit(picture=a_map(height=50, width=50), preprocessor="softedge", processor_resolution=48), **settings))
+    assert [resolution for resolution, _, _ in made] == [48, min(50, finer)]
+
+
 def test_a_style_adapter_needs_clips_encoder_and_acts_with_it(stand_in_webui, monkeypatch):
     import torch
     from safetensors.torch import save_file

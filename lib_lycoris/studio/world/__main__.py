@@ -69,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     verb.set_defaults(run=_build)
 
-    verb = verbs.add_parser("install", help="put checkpoint, yaml and tokenizer into a WebUI")
+    verb = verbs.add_parser("install", help="put checkpoint, yaml, tokenizer and the sample adapter into a WebUI")
     verb.add_argument("webui", metavar="WEBUI_DIR")
     verb.set_defaults(run=_install)
 

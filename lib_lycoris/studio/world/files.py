@@ -38,7 +38,7 @@ def make_config(unet_heads: int, width: int, multipliers: list[int], context: in
 
 
 def install_world(webui: Path | str) -> list[Path]:
-    """Puts checkpoint, yaml and tokenizer folder into a WebUI.
+    """Puts checkpoint, yaml, tokenizer folder and the sample adapter into a WebUI.
 
     Args:
         webui: the WebUI's folder, or a --data-dir of it.
@@ -48,7 +48,7 @@ def install_world(webui: Path | str) -> list[Path]:
 
     Raises:
         ConfigError: the folder is no WebUI.
-        CheckpointError: the embedded checkpoint is not there.
+        CheckpointError: the embedded checkpoint or its adapter is not there.
     """
     from ..bpe import write_clip_folder
 
@@ -58,6 +58,8 @@ def install_world(webui: Path | str) -> list[Path]:
     if not CHECKPOINT.is_file():
         raise CheckpointError(f"the embedded checkpoint {CHECKPOINT.name} is missing: fetch the repository again, or make it with "
                               "'python -m lib_lycoris.studio.world build'")
+    if not EDGES.is_file():
+        raise CheckpointError(f"the embedded adapter {EDGES.name} is missing: fetch the repository again")
     clip = target / CLIP_FOLDER.name
     write_clip_folder(clip, json.loads((CLIP_FOLDER / "config.json").read_text(encoding="utf-8")))
     config = json.loads(CONFIG.read_text(encoding="utf-8"))
@@ -66,4 +68,7 @@ def install_world(webui: Path | str) -> list[Path]:
     written = target / CHECKPOINT.name
     shutil.copyfile(CHECKPOINT, written)
     (target / CONFIG.name).write_text(json.dumps(config, indent=2), encoding="utf-8")
-    return [written, target / CONFIG.name, clip]
+    adapter = target.parent / "T2I-Adapter" / EDGES.name
+    adapter.parent.mkdir(exist_ok=True)
+    shutil.copyfile(EDGES, adapter)
+    return [written, target / CONFIG.name, clip, adapter]

@@ -11,7 +11,10 @@ pytest.importorskip("transformers")
 
 from PIL import Image
 
+from lib_lycoris.control.making import settle
+from lib_lycoris.files.adapters import read_adapter_facts
 from lib_lycoris.library.adapters import open_adapter
+from lib_lycoris.prompt.unit import Unit
 from lib_lycoris.studio.backbone import StudioBackbone
 from lib_lycoris.studio.checkpoint import load_checkpoint
 from lib_lycoris.studio.world.edges import OTHER_SIZES, edges_config, prove, train_edges
@@ -86,3 +89,9 @@ def test_the_embedded_adapters_settings_train_such_an_adapter(tmp_path):
     made, embedded = open_adapter(train(config, StudioBackbone(load_checkpoint())).path), open_adapter(EDGES)
     assert {name: value.shape for name, value in made.tensors().items()} == {name: value.shape for name, value in embedded.tensors().items()}
     assert config.time_sampling == "cubic" and (made.facts.base_model, made.facts.resolution) == (embedded.facts.base_model, embedded.facts.resolution)
+
+
+def test_auto_makes_soft_edges_for_the_embedded_adapter():
+    """By its file's name: its own maps are drawn outlines, which no preprocessor made, and soft edges of a picture are what it follows best."""
+    preprocessor, resolution = settle(Unit(adapter=EDGES.stem), read_adapter_facts(EDGES))
+    assert (preprocessor.name, resolution) == ("softedge", 72)

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 from lib_lycoris.errors import ConfigError
 from lib_lycoris.studio.checkpoint import load_checkpoint
 from lib_lycoris.studio.world.evaluate import draw_scenes
-from lib_lycoris.studio.world.files import CHECKPOINT, CLIP_FOLDER, CONFIG, install_world
+from lib_lycoris.studio.world.files import CHECKPOINT, CLIP_FOLDER, CONFIG, EDGES, install_world
 from lib_lycoris.studio.world.scenes import held_back_scenes
 
 
@@ -63,7 +63,8 @@ def test_installing_it_puts_checkpoint_yaml_and_tokenizer_where_the_webui_looks(
     from lib_lycoris.files.hashes import file_hash
 
     (tmp_path / "models" / "Stable-diffusion").mkdir(parents=True)
-    checkpoint, config, clip = install_world(tmp_path)
+    checkpoint, config, clip, adapter = install_world(tmp_path)
+    assert adapter == tmp_path / "models" / "T2I-Adapter" / EDGES.name and adapter.read_bytes() == EDGES.read_bytes()
     assert file_hash(checkpoint) == file_hash(CHECKPOINT)
     assert str(clip) in config.read_text(encoding="utf-8").replace("\\\\", "\\")
     assert {path.name for path in clip.iterdir()} >= {"config.json", "vocab.json", "merges.txt", "tokenizer_config.json"}
