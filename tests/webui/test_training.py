@@ -55,6 +55,21 @@ def wait(webui, *phases, seconds=240):
     raise AssertionError(f"still {state}")
 
 
+def until(webui, reached, seconds=240):
+    """The training's state once `reached(state)`; an error where that does not come, so that no test waits for ever."""
+    end = time.monotonic() + seconds
+    while not reached(state := webui.ask(ROUTE)):
+        assert time.monotonic() < end, f"still {state}"
+        time.sleep(0.02)
+    return state
+
+
+def begun(state):
+    """Whether a training has made a step; one that ended before it is an error."""
+    assert state["phase"] not in ("failed", "done", "stopped"), state
+    return state["step"] >= 1
+
+
 def finished(webui, values):
     """The state after the training of a config."""
     webui.ask(ROUTE, values)
@@ -150,8 +165,7 @@ def test_a_pause_lets_pictures_through_and_the_end_is_the_same(webui, folder):
 @pytest.mark.parametrize("how", ["stop", "interrupt"])
 def test_what_ends_a_training_saves_it(webui, folder, unchanged, how):
     webui.ask(ROUTE, config(folder, how, training={"steps": 100000}))
-    while webui.ask(ROUTE)["step"] < 1:
-        time.sleep(0.02)
+    until(webui, begun)
     webui.ask(f"{ROUTE}/stop", {}) if how == "stop" else webui.interrupt()
     state = wait(webui, "stopped")
     assert 1 <= state["step"] < 100000 and os.path.isfile(state["path"])
@@ -161,8 +175,7 @@ def test_what_ends_a_training_saves_it(webui, folder, unchanged, how):
 def test_an_exception_in_the_middle_leaves_the_model_as_it_was(webui, folder, unchanged):
     webui.break_at("training", "exception", "unet.middle_block.0.in_layers.2")
     webui.ask(ROUTE, config(folder, "broken training"))
-    while (state := webui.ask(ROUTE))["phase"] not in ("failed", "done"):
-        time.sleep(0.02)
+    state = until(webui, lambda state: state["phase"] in ("failed", "done"))
     assert state["phase"] == "failed" and "on purpose" in state["error"] and "\n" not in state["error"]
     assert finished(webui, config(folder, "broken training"))["phase"] == "done"
 
@@ -177,22 +190,19 @@ def test_what_is_wrong_is_told_at_once_in_one_line(webui, folder):
     status, error = refused(webui, f"{ROUTE}/resume", {"output": {"name": ""}})
     assert status == 400 and "output.name" in error
     webui.ask(ROUTE, config(folder / "missing", "bad"))
-    while (state := webui.ask(ROUTE))["phase"] not in ("failed", "done"):
-        time.sleep(0.02)
+    state = until(webui, lambda state: state["phase"] in ("failed", "done"))
     assert state["phase"] == "failed" and "missing" in state["error"]
 
 
 def test_a_second_training_is_refused_and_a_picture_waits_for_the_first(webui, folder, unchanged):
     made = []
     webui.ask(ROUTE, config(folder, "first", training={"steps": 100000}))
-    while webui.ask(ROUTE)["step"] < 1:
-        time.sleep(0.02)
+    until(webui, begun)
     assert refused(webui, ROUTE, config(folder, "second"))[0] == 409
     waiting = threading.Thread(target=lambda: made.append(webui.picture(PROMPT).pictures))
     waiting.start()
     seen = webui.ask(ROUTE)["step"]
-    while webui.ask(ROUTE)["step"] < seen + 2:
-        time.sleep(0.02)
+    until(webui, lambda state: state["step"] >= seen + 2)
     assert not made
     webui.ask(f"{ROUTE}/stop", {})
     waiting.join(120)
@@ -203,11 +213,9 @@ def test_a_model_that_is_taken_away_ends_the_training_with_its_state_saved(stand
     webui = stand_in_webui
     before = webui.picture(PROMPT, checkpoint=webui.base)
     webui.ask(ROUTE, config(folder, "lost", training={"steps": 100000}))
-    while webui.ask(ROUTE)["step"] < 1:
-        time.sleep(0.02)
+    until(webui, begun)
     webui.take_model_away()
-    while (state := webui.ask(ROUTE))["phase"] not in ("failed", "stopped"):
-        time.sleep(0.02)
+    state = until(webui, lambda state: state["phase"] in ("failed", "stopped"))
     told = " ".join([state["error"] or "", *state["log"]])
     assert (f"in place of {webui.base}" in told or f"moved or reloaded {webui.base}" in told) and "unexpected" not in told
     assert list((webui.networks / "lost-states").glob(f"step-{state['step']:08}-*"))

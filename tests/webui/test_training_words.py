@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 pytest.importorskip("fastapi")
@@ -12,7 +10,7 @@ pytest.importorskip("httpx")
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from .test_training import PROMPT, ROUTE, architectures, config, finished, folder, refused, wait  # noqa: F401
+from .test_training import PROMPT, ROUTE, architectures, config, finished, folder, refused, until, wait  # noqa: F401
 
 pytestmark = pytest.mark.webui
 BASES = {
@@ -74,8 +72,7 @@ def test_an_embedding_that_is_made_meanwhile_neither_disturbs_the_training_nor_i
     alone = load_file(str(webui.data / "embeddings" / "zorbix.safetensors"))["emb_params"]
     (webui.data / "embeddings" / "zorbix.safetensors").unlink()
     webui.ask(ROUTE, word_config(folder, "alone", training={"steps": 12}, embedding={"word": "zorbix"}))
-    while webui.ask(ROUTE)["step"] < 1:
-        time.sleep(0.02)
+    until(webui, lambda state: state["step"] >= 1)
     save_file({"emb_params": alone[:1] * 3}, str(webui.data / "embeddings" / "zorbix.safetensors"))  # one of the same name, as an older training leaves it
     reloads = 0
     while webui.ask(ROUTE)["phase"] not in ("done", "failed"):  # as the page's Refresh and Create do, which ask for no turn
@@ -127,8 +124,7 @@ def test_a_word_that_cannot_be_trained_is_told_in_one_line(architectures, folder
     save_file({"clip_l": torch.zeros(1, 768) + 0.1, "clip_g": torch.zeros(1, 1280) + 0.1}, str(other))
     for settings, words in (({"word": "circle"}, "one of the model's own words"), ({"start_from": str(other)}, "another base model")):
         webui.ask(ROUTE, word_config(folder, "bad-one", embedding=settings))
-        while (state := webui.ask(ROUTE))["phase"] not in ("failed", "done"):
-            time.sleep(0.02)
+        state = until(webui, lambda state: state["phase"] in ("failed", "done"))
         assert state["phase"] == "failed" and words in state["error"] and "\n" not in state["error"], state
     status, error = refused(webui, ROUTE, word_config(folder, "bad", embedding={"vectors": 0}))
     assert status == 400 and "embedding.vectors = 0" in error
