@@ -86,10 +86,10 @@ def test_routes_page_axes_and_settings_are_there_once_also_after_reload_ui(real_
     assert [props.get("elem_id") for props in parts if props.get("label") == "LyCORIS"] == ["txt2img_lycoris", "img2img_lycoris",
                                                                                                        "settings_lycoris"]
     settings = [props["elem_id"] for props in parts if str(props.get("elem_id")).startswith("setting_lycoris_")]
-    assert len(settings) == len(set(settings)) == 7
+    assert len(settings) == len(set(settings)) == 9
     (plot,) = [info for info in real_webui.ask("/sdapi/v1/script-info") if info["name"] == "x/y/z plot" and not info["is_img2img"]]
     axes = [label for label in plot["args"][0]["choices"] if "Lyco" in label]
-    assert len(axes) == len(set(axes)) == 5
+    assert len(axes) == len(set(axes)) == 9
     paths = real_webui.ask("/openapi.json")["paths"]
     ours = {path: sorted(methods) for path, methods in paths.items() if path.startswith("/lycoris")}
     assert (ours[ROUTE], ours[f"{ROUTE}/{{name}}"]) == (["get"], ["delete", "get", "patch"])
