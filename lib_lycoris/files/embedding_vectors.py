@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
 import torch
@@ -195,6 +195,7 @@ def _problem(vectors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def listed(names: object) -> str:
+def listed(names: Iterable[object]) -> str:
+    """The first five names for a one-line message, and how many more there are."""
     held = [shown(name, 60) for name in names]
     return ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lib_lycoris.errors import CheckpointError, LycoError, NetworkFileError, shown
+from lib_lycoris.files.atomic import write_whole
 from lib_lycoris.files.reader import open_tensor_file
 from lib_lycoris.files.regular import open_regular
 from lib_lycoris.files.safetensors import read_header, serialise
@@ -53,28 +51,19 @@ def write_stream(path: str | os.PathLike[str], tensors: Shapes, metadata: Mappin
     Raises:
         LycoError: the folder is missing, full or not writable; an older file is unchanged.
     """
-    goal = Path(os.path.realpath(path))
-    draft = goal.with_name(f".{goal.name}.{secrets.token_hex(4)}.tmp")
     # The header knows the order; tensors on "meta" have a dtype and a shape and no bytes.
     header = next(serialise({name: torch.empty(shape, dtype=dtype, device="meta") for name, (dtype, shape) in tensors.items()}, metadata))
     order = [name for name in json.loads(bytes(header)[8:]) if name != "__metadata__"]
-    try:
-        with open(draft, "xb") as file:
-            file.write(header)
-            for name in order:
-                tensor = make(name)
-                if (tensor.dtype, tuple(tensor.shape)) != tensors[name]:
-                    raise LycoError(f"{shown(path)} was not written: {shown(name)} became {tensor.dtype} {list(tensor.shape)} in place of {tensors[name]}")
-                file.write(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, goal)
-    except OSError as error:
-        advice = "free some space or choose another folder; what was there before is unchanged"
-        raise LycoError(f"{shown(path)} could not be written: {error.strerror or error}; {advice}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield header
+        for name in order:
+            tensor = make(name)
+            if (tensor.dtype, tuple(tensor.shape)) != tensors[name]:
+                raise LycoError(f"{shown(path)} was not written: {shown(name)} became {tensor.dtype} {list(tensor.shape)} in place of {tensors[name]}")
+            yield memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+    write_whole(path, pieces())
 
 
 def _open_safetensors(path: str | os.PathLike[str]) -> TensorStore:

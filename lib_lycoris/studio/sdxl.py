@@ -1,7 +1,7 @@
 """Stable Diffusion XL's modules as the trainer sees them. They are handed over as they are: the studio reads no SDXL files yet."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from ..prompt.chunks import Chunk, empty_chunk, make_chunks
 from ..training.material import Framing
 from .bpe import tokenize
+from .encoders import Encoders
 from .noise import PictureNoise
 from .picture import decode_latent
 from .sampler import find_sampler, sample
 from .schedule import NoiseLevels, alphas_cumprod
 from .settled import settled
-from .words import Vectors, Words, rows_in_place, word_rows, word_statistics
+from .words import Words, rows_in_place
 
 _FILLING = 0
 """What fills up a chunk for the second text encoder; the first takes end tokens."""
@@ -64,7 +65,7 @@ class SDXLModel:
         return dict(zip(("clip_l", "clip_g"), self.text_encoders, strict=True))
 
 
-class SDXLBackbone:
+class SDXLBackbone(Encoders):
     """Fulfils training.backbone.Backbone over the modules of SDXL, which is told of how pictures came to their sizes too."""
 
     base_model = "sdxl_base_v1-0"
@@ -80,35 +81,6 @@ class SDXLBackbone:
     @property
     def device(self) -> torch.device:
         return next(self.unet.parameters()).device
-
-    @torch.no_grad()
-    def encode_pictures(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Latents [B,4,h,w] drawn from the autoencoder's posterior, scaled, for pictures [B,3,H,W] in -1..1."""
-        vae = self.model.vae
-        return vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist.sample(generator) * self.model.latent_scale
-
-    def count_tokens(self, caption: str) -> int:
-        """How many tokens a caption has, without those that open and end a chunk."""
-        return len(tokenize(self.model.tokenizer, caption))
-
-    def words(self, vectors: Mapping[str, Vectors]) -> AbstractContextManager[None]:
-        """Within it captions and previews' prompts that name one of these words get its vectors, into which gradients flow.
-
-        Args:
-            vectors: {word: {text encoder: float32 [n,D]}}, looked into whenever a text names the word.
-
-        Raises:
-            ConfigError: a word without letters; and when a text names it, vectors of other text encoders or widths.
-        """
-        return self.model.words.given(vectors)
-
-    def word_rows(self, text: str) -> dict[str, Tensor]:
-        """For each text encoder the token table's rows float32 [k,D] of a text's tokens, copied; [0,D] for an empty text."""
-        return word_rows(self.model.tokenizer, self.model.encoders, text)
-
-    def word_statistics(self) -> dict[str, tuple[Tensor, Tensor, float]]:
-        """For each text encoder mean [D] and standard deviation [D] of the token table, and the median length of its rows."""
-        return word_statistics(self.model.encoders)
 
     def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """{"crossattn": [B,T,D], "pooled": [B,P]}; brackets in captions are text, an empty caption is all zeros.

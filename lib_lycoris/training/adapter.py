@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from .draws import make_generator
 from .dropout import Dropout
 from .export import About
 from .material import Material
+from .method import PlainMethod
 from .selection import Key
 
 _MAKERS = {"full": FullAdapter, "light": LightAdapter}
@@ -32,7 +32,7 @@ KEY: Key = ("unet", "adapter")
 """Where a training's state and rates have it."""
 
 
-class AdapterMethod:
+class AdapterMethod(PlainMethod):
     """An adapter and the places in the UNet where its maps go.
 
     Args:
@@ -41,8 +41,8 @@ class AdapterMethod:
     """
 
     def __init__(self, adapter: PictureAdapter, unet: nn.Module):
+        super().__init__({KEY: adapter})
         self.adapter, self._unet = adapter, unet
-        self.layers: Mapping[Key, nn.Module] = {KEY: adapter}
         self._session: FeatureSession | None = None
 
     @contextmanager
@@ -65,24 +65,6 @@ class AdapterMethod:
             yield
         finally:
             self._session.set(None)
-
-    def add_penalty(self) -> float:
-        return 0.0
-
-    def after_step(self, step: int) -> None:
-        """Nothing."""
-
-    def figures(self) -> dict[str, Any]:
-        return {}
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Nothing."""
-
-    def export_layers(self) -> Mapping[Key, nn.Module]:
-        return self.layers
 
     def write(self, folder: Path, config: TrainConfig, backbone: Backbone, about: About) -> Path:
         return export_adapter(folder, self.adapter, config, backbone, about)
