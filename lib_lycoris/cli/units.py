@@ -50,7 +50,14 @@ def add_units(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--strict-adapter", dest="strict", nargs=0, action=_Of, help="stop where it can't act, instead of going on without it")
     add_adapters(parser)
     parser.add_argument("--fuser", metavar="NAME", default="auto", help="the CoAdapter fuser's file, auto (one that is there, for several adapters) or none")
-    parser.add_argument("--clip-vision", metavar="PATH", help="CLIP's picture encoder (clip-vit-large-patch14's file or folder), which style adapters need")
+    add_clip_vision(parser)
+
+
+def add_clip_vision(parser: argparse.ArgumentParser) -> None:
+    """Adds --clip-vision."""
+    parser.add_argument("--clip-vision", metavar="PATH",
+                        help="CLIP's picture encoder, which style adapters need: clip-vit-large-patch14's model.safetensors, or a folder with it "
+                             "(left out: looked for among the adapters and in Hugging Face's cache)")
 
 
 def add_adapters(parser: argparse.ArgumentParser) -> None:
@@ -79,17 +86,37 @@ def requested_units(units: Any) -> list[Any]:
     return [_asked({_OTHER_NAMES.get(name, name): value for name, value in values.items()}, _read_given) for values in units]
 
 
-def make_preparation(folders: Sequence[str | Path], clip_vision: str | None = None, device: Any = "cpu") -> Any:
-    """What finds the adapters in these folders."""
+def make_preparation(folders: Sequence[str | Path], clip_vision: str | None = None) -> Any:
+    """What finds the adapters in these folders.
+
+    Raises:
+        ConfigError: no picture encoder is where `clip_vision` says.
+    """
     from ..control.preparing import Preparation
     from ..library.adapters import AdapterShelf
 
-    see = None
-    if clip_vision is not None:
-        from ..studio.clip_vision import load_clip_vision
+    shelf = AdapterShelf(folders, outside=True)
+    return Preparation(shelf, make_seeing(shelf, clip_vision))
 
-        see = load_clip_vision(clip_vision, device)
-    return Preparation(AdapterShelf(folders, outside=True), see)
+
+def make_seeing(shelf: Any, clip_vision: str | None = None) -> Any:
+    """What style adapters see by: the file that is named, or one among the shelf's adapters, or in Hugging Face's cache.
+
+    Raises:
+        ConfigError: what is named is no such encoder.
+    """
+    from ..control.seeing import FILE, WIDTH, Seeing, hugging_face_cache
+    from ..library.clip_vision import find_clip_vision
+
+    if clip_vision is not None and find_clip_vision([clip_vision], WIDTH) is None:
+        raise ConfigError(f"--clip-vision {shown(clip_vision)}: no picture encoder of CLIP's ViT-L/14 is there; get {FILE}")
+    named = [] if clip_vision is None else [Path(clip_vision)]
+
+    def home() -> str:
+        folder = shelf.folders[-1] if shelf.folders else Path("adapters")
+        return f"{shown((folder / 'CLIP-vision').resolve())}, or name it with --clip-vision"
+
+    return Seeing(lambda: [*named, *shelf.folders, hugging_face_cache()], home)
 
 
 def adapter_folders(given: list[str] | None) -> list[str]:

@@ -305,12 +305,12 @@ def test_a_style_adapter_needs_clips_encoder_and_acts_with_it(stand_in_webui, mo
     import torch
     from safetensors.torch import save_file
 
+    from lib_lycoris.control import seeing
     from lib_lycoris.library.adapters import write_adapter
     from lib_lycoris.networks.adapters.style import StyleAdapter
     from lib_lycoris.networks.clip_vision import ClipVision
-    from lib_lycoris.webui import clip_vision
 
-    monkeypatch.setattr(clip_vision, "WIDTH", 128)
+    monkeypatch.setattr(seeing, "WIDTH", 128)
     models, prompt = stand_in_webui.networks.parent, next(fresh)
     torch.manual_seed(8)
     write_adapter(models / "T2I-Adapter" / "some style.safetensors", StyleAdapter(width=128, context=16, layers=1, tokens=4))
