@@ -173,10 +173,10 @@ class Form:
         hidden = self._unknown.get(kind, frozenset())
         return [gr.update(visible=key not in hidden) for key in self.kind_keys()]
 
-    def fill(self, values: Mapping[str, Any], keep: Collection[str] = ()) -> list[Any]:
-        """For each field the update that puts the value of that key into it, where there is none the one it started with; `keep`: keys left as they are."""
-        return [gr.update() if key in keep and key not in values else
-                gr.update(value=_shown(self._record[key], values.get(key, self._start(key)), self._offered(key))) for key in self._fields]
+    def filled(self, values: Mapping[str, Any], keep: Collection[str] = ()) -> dict[str, Any]:
+        """What each field holds, by key, with these settings in it: where none is given, what it started with; `keep`: keys left out unless they are given."""
+        return {key: _shown(self._record[key], values.get(key, self._start(key)), self._offered(key)) for key in self._fields
+                if key not in keep or key in values}
 
     def marked(self, error: str, before: str) -> tuple[list[Any], str]:
         """(for each field its update, the key that is marked now): an error that begins with a field's key stands at that field too.
