@@ -79,6 +79,8 @@ def draw_library(blocks: gr.Blocks, tab: Any, page: LibraryPage) -> Actions:
     def read_list(shelf: str, search: str, sort: str, chosen: str | None, number: int | None = None) -> list[Any]:
         """The list; and where what was chosen is not in it any more, nothing is shown of it."""
         updates, kept = chooser.update(shelf, search, sort, chosen, number)
+        if kept == chosen:  # whoever has chosen another file while this was on its way keeps that one
+            del updates[0]["value"]
         return [*updates, *(show(shelf, None) if chosen and not kept else [gr.update() for _ in details])]
 
     def turn(by: int) -> Callable[..., list[Any]]:
