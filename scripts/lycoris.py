@@ -58,10 +58,7 @@ def _draw_tab(training, pages):
 
     page = TrainPage(start=training.start, stop=training.stop, state=training.state, check=training.check, pause=training.pause, resume=training.resume,
                      preview=training.preview, defaults=training.defaults(), unknown=unknown_settings(), polls=False, **desk_functions(training.desk))
-    library = pages.library
-    shelves = LibraryPage(actions=ACTIONS, shelves=library.shelves, rows=library.rows, describe=library.describe, picture=library.picture, run=library.run,
-                          jobs=library.jobs.states, stop=library.jobs.stop, trash=library.trash, polls=False)
-    return make_tab(page, library=shelves), NAME, ELEMENT
+    return make_tab(page, library=LibraryPage.over(pages.library, ACTIONS, polls=False)), NAME, ELEMENT
 
 
 def _draw_sample(folder):

@@ -157,8 +157,7 @@ def make_library(library: Any) -> Any:
     from ..tools.actions import ACTIONS
     from ..ui.library import LibraryPage
 
-    return LibraryPage(actions=ACTIONS, shelves=library.shelves, rows=library.rows, describe=library.describe, picture=library.picture, run=library.run,
-                       jobs=library.jobs.states, stop=library.jobs.stop, trash=library.trash)
+    return LibraryPage.over(library, ACTIONS)
 
 
 def library_calls(library: Any) -> Any:
