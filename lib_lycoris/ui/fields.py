@@ -211,6 +211,8 @@ def _plain(setting: Setting, value: Any) -> Any:
         return [text for text in texts if text] or (None if setting.optional else [])
     if _is_typed(setting):
         return setting.parse(str(value if value is not None else ""))
+    if setting.optional and value == _LEFT_OUT:
+        return None
     if setting.kind == "text":
         return (str(value).strip() if value is not None else "") or (None if setting.optional else "")
     return value
@@ -226,7 +228,7 @@ def _shown(setting: Setting, value: Any, choices: Sequence[str] | None) -> Any:
     if setting.kind == "list of texts":
         return list(value or ()) if choices else "\n".join(value or ())
     if choices and value is None:
-        return ""
+        return _LEFT_OUT if setting.optional else ""
     if choices or setting.kind == "yes or no":
         return value
     if _is_typed(setting):
@@ -241,7 +243,7 @@ def _component(setting: Setting, value: Any, choices: Sequence[str] | None, visi
     if setting.kind == "list of texts" and choices:
         return gr.CheckboxGroup(choices=list(choices), **about)
     if choices:
-        left_out = [(_LEFT_OUT, "")] if setting.optional else []
+        left_out = [_LEFT_OUT] if setting.optional else []  # its value too: gradio 3.41 shows an empty one as nothing, whatever its label
         return gr.Dropdown(choices=[*left_out, *choices], **about)
     if setting.kind == "list of texts":
         return gr.Textbox(lines=2, **about)

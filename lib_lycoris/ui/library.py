@@ -202,7 +202,8 @@ class _Shown:
         self.work = gr.HTML(elem_id="lycoris_library_work", elem_classes=["lycoris-progress"])
         with gr.Row():
             self.stop = gr.Button("Stop this work", visible=False, elem_id="lycoris_library_stop", size="sm")
-            self.poll = gr.Button("Refresh", visible=not page.polls, elem_id="lycoris_library_refresh", elem_classes=["lycoris-poll"], size="sm")
+            # a script of the host's page presses it
+            self.poll = gr.Button("Refresh", visible=not page.polls, elem_id="lycoris_library_refresh", elem_classes=["lycoris-poll", "lycoris-hidden"])
         with gr.Row():
             with gr.Column(scale=3, min_width=260):
                 self.about = gr.HTML(library_text.NOTHING_CHOSEN, elem_id="lycoris_library_about")

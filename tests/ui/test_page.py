@@ -117,6 +117,17 @@ def test_a_number_that_may_be_left_out_has_a_text_field_for_a_number_box_sends_0
         form.config({**typed, "training.steps": "many"}.values())
 
 
+def test_a_choice_that_may_be_left_out_says_so_before_and_after_it_is_filled_in():
+    form = train_form(Desk().page())[1]
+    optional = [setting.key for setting in settings() if setting.optional and setting.choices and setting.kind == "text"]
+    assert "training.time_sampling" in optional
+    filled = dict(zip(form.fields(), form.fill({}), strict=True))
+    for key in optional:
+        field, shown = form.fields()[key], filled[key]
+        shown = shown["value"] if isinstance(shown, dict) else shown.value
+        assert field.value == shown == "left out" and shown in [choice[1] if isinstance(choice, tuple) else choice for choice in field.choices]
+
+
 def test_a_large_seed_is_not_rounded_on_its_way():
     form = train_form(Desk().page(defaults={"training.seed": 2**63 - 1}))[1]
     assert TrainConfig.from_dict(form.config(values_of(form))).training.seed == 2**63 - 1
