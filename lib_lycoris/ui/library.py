@@ -79,6 +79,8 @@ def draw_library(blocks: gr.Blocks, tab: Any, page: LibraryPage) -> Actions:
     def read_list(shelf: str, search: str, sort: str, chosen: str | None, number: int | None = None) -> list[Any]:
         """The list; and where what was chosen is not in it any more, nothing is shown of it."""
         updates, kept = chooser.update(shelf, search, sort, chosen, number)
+        if kept == chosen:  # whoever has chosen another file while this was on its way keeps that one
+            del updates[0]["value"]
         return [*updates, *(show(shelf, None) if chosen and not kept else [gr.update() for _ in details])]
 
     def turn(by: int) -> Callable[..., list[Any]]:
@@ -200,7 +202,8 @@ class _Shown:
         self.work = gr.HTML(elem_id="lycoris_library_work", elem_classes=["lycoris-progress"])
         with gr.Row():
             self.stop = gr.Button("Stop this work", visible=False, elem_id="lycoris_library_stop", size="sm")
-            self.poll = gr.Button("Refresh", visible=not page.polls, elem_id="lycoris_library_refresh", elem_classes=["lycoris-poll"], size="sm")
+            # a script of the host's page presses it
+            self.poll = gr.Button("Refresh", visible=not page.polls, elem_id="lycoris_library_refresh", elem_classes=["lycoris-poll", "lycoris-hidden"])
         with gr.Row():
             with gr.Column(scale=3, min_width=260):
                 self.about = gr.HTML(library_text.NOTHING_CHOSEN, elem_id="lycoris_library_about")

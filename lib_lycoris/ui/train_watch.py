@@ -13,11 +13,10 @@ from ..errors import LycoError
 from . import compat, curves, text
 from .train_page import TrainPage
 
-_BUSY = ("preparing", "running", "pausing", "paused", "stopping")
+BUSY = ("preparing", "running", "pausing", "paused", "stopping")
+"""Phases of a training that is under way."""
 _RESUMABLE = ("paused", "stopped", "failed", "interrupted")
 _RUNNING = ("preparing", "running")
-FOUND_AGAIN = (*_BUSY, "stopped", "failed", "interrupted")
-"""Phases of a training whose settings a page that is opened takes over: it is under way, or may go on."""
 _PAUSE, _RESUME = "Pause", "Resume"
 _COLUMNS = 6
 """Preview pictures beside each other: the one before, then the newest."""
@@ -102,7 +101,7 @@ def make_look(page: TrainPage) -> Callable[[str], list[Any]]:
         if mark == seen:
             return [gr.update() for _ in range(12)]
         phase, tag = state["phase"], state.get("tag") or ""
-        busy = phase in _BUSY
+        busy = phase in BUSY
         same_previews = seen.partition("|")[2] == mark.partition("|")[2]
         return [
             text.progress(state), _loss(state), gr.update() if same_previews else _previews(page, state),
