@@ -70,8 +70,8 @@ def test_what_can_not_be_had_again_is_said(tmp_path):
 
     fields = fields_of(*ASKED)
     told = recall(text_of(fields), kept=Kept(tmp_path / "empty"), find=find).problems
-    for words in ("adapter 1 (canny, one): its control picture is not kept", "adapter 1 (canny, one): its region mask", "adapter 3 (pose): its control pictures",
-                  "adapter 3 (pose): its key points", "no adapter is called 'pose'"):
+    for words in ("adapter 1 (canny, one): its control picture is not kept", "adapter 1 (canny, one): its region mask",
+                  "adapter 3 (pose): its control pictures", "adapter 3 (pose): its key points", "no adapter is called 'pose'"):
         assert any(words in line for line in told), words
     webui = {name: value for name, value in fields.items() if name in ("Lyco adapter 1",)}
     assert any("was not kept with this picture" in line for line in recall(text_of(webui), kept=Kept(tmp_path)).problems)
@@ -90,5 +90,6 @@ def test_no_infotext_leads_to_another_file(tmp_path, digits):
 
 def test_an_infotext_holds_no_path_and_no_more_than_it_has_to(tmp_path):
     fields = fields_of(*ASKED)
-    assert set(fields) == {"Lyco adapter 1", "Lyco adapter 1 picture", "Lyco adapter 1 mask", "Lyco adapter 3", "Lyco adapter 3 picture", "Lyco adapter 3 keypoints"}
+    assert set(fields) == {"Lyco adapter 1", "Lyco adapter 1 picture", "Lyco adapter 1 mask",
+                           "Lyco adapter 3", "Lyco adapter 3 picture", "Lyco adapter 3 keypoints"}
     assert parse_infotext(text_of(fields)).fields["Lyco adapter 3 picture"] == " ".join(picture_id(a_picture(seed)) for seed in (2, 3))

@@ -184,6 +184,14 @@ def test_what_can_not_act_is_told_and_a_strict_unit_stops_the_picture(webui, uni
     assert webui.picture(prompt).pictures == base.pictures and webui.model()["hooks"] == {}
 
 
+def test_a_unit_may_name_the_fuser_for_all_and_one_that_is_not_here_is_told(webui):
+    prompt, units = next(fresh), (a_unit(), a_unit("more/second"))
+    plain = clean(controlled(webui, prompt, *units))
+    assert clean(controlled(webui, prompt, units[0] | {"fuser": "none"}, units[1])).pictures == plain.pictures
+    told = controlled(webui, prompt, units[0], units[1] | {"fuser": "nowhere"})
+    assert "the fuser was left out: no adapter is called 'nowhere'" in told.problems and told.pictures == plain.pictures
+
+
 def test_an_adapter_that_can_not_act_leaves_the_others_alone(webui):
     prompt = next(fresh)
     alone = controlled(webui, prompt, a_unit())
