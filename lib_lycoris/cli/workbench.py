@@ -64,7 +64,7 @@ class Workbench:
         self.job = TrainJob(self._train, self._lock, self._home / "training.json")
         self._paces = Paces(self._home / "paces.json")
         self._fence = Fence(lambda: [self.outputs, *self._folders])
-        self.desk = Desk(self._home, self._fence, TrainConfig.from_dict, self.job, _draw_sample)
+        self.desk = Desk(self._home, self._fence, TrainConfig.from_dict, self.job, _sample_set)
 
     def load(self) -> None:
         """Loads the model; a failure is kept for everybody who waits, and for `error`."""
@@ -397,8 +397,7 @@ def _vectors(count: int) -> str:
     return f"{count} vector{'s' if count != 1 else ''}"
 
 
-def _draw_sample(folder: Path) -> None:
-    from ..studio.world.dataset import draw_dataset
-    from ..studio.world.scenes import CONCEPT_SHAPE
+def _sample_set(kind: str) -> Any:
+    from ..studio.world.samples import sample_set
 
-    draw_dataset(folder, shape=CONCEPT_SHAPE)
+    return sample_set(kind)

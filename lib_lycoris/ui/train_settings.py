@@ -16,6 +16,8 @@ from .train_page import TrainPage
 KEPT = ("data.folders", "data.dataset", "data.prior_folder", "data.cache_folder", "data.control_folder", "validation.folder", "output.name", "output.folder",
         "network.start_from", "model.vae")
 """What a preset leaves as it is: it belongs to one training."""
+_WORD = ("embedding.word", "embedding.start_from")
+"""So does the word, where a word alone is trained."""
 _NONE = "none: my own settings"
 _LABEL = "Preset"
 
@@ -110,7 +112,8 @@ class _Files:
             return gr.update(), text.problems([str(error)])
 
     def _tell(self, settings: Mapping[str, Any], values: Sequence[Any]) -> str:
-        return self._late.tell(self._form.filled(settings, KEPT), self._late.values(values))
+        kept = (*KEPT, *_WORD) if settings.get(KIND) == "embedding" else KEPT
+        return self._late.tell(self._form.filled(settings, kept), self._late.values(values))
 
     def _said(self, name: str, found: Mapping[str, Any]) -> list[str]:
         taken = [key for key in found["values"] if key in self._form.fields()]

@@ -121,9 +121,8 @@ def test_a_choice_that_may_be_left_out_says_so_before_and_after_it_is_filled_in(
     form = train_form(Desk().page())[1]
     optional = [setting.key for setting in settings() if setting.optional and setting.choices and setting.kind == "text"]
     assert "training.time_sampling" in optional
-    filled = form.filled({})
     for key in optional:
-        field, shown = form.fields()[key], filled[key]
+        field, shown = form.fields()[key], form.filled({})[key]
         assert field.value == shown == "left out" and shown in [choice[1] if isinstance(choice, tuple) else choice for choice in field.choices]
 
 

@@ -17,6 +17,7 @@ from lib_lycoris.training.config import TrainConfig  # noqa: E402
 from lib_lycoris.training.desk import Desk  # noqa: E402
 from lib_lycoris.training.fence import Fence  # noqa: E402
 from lib_lycoris.training.job import TrainJob  # noqa: E402
+from lib_lycoris.training.sample_set import SampleSet  # noqa: E402
 from lib_lycoris.ui.train_page import TrainPage  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -37,7 +38,7 @@ DATA = ("defaults", "fixed", "polls", "unknown")
 def app(tmp_path):
     app = fastapi.FastAPI()
     job = TrainJob(lambda config, leads: None)
-    desk = Desk(tmp_path, Fence(lambda: [tmp_path]), TrainConfig.from_dict, job, sample=lambda folder: folder.mkdir(parents=True))
+    desk = Desk(tmp_path, Fence(lambda: [tmp_path]), TrainConfig.from_dict, job, sample=lambda kind: SampleSet(kind, "", lambda folder: folder.mkdir()))
     add_routes(app, Callables(networks=list, train=dict, state=dict, stop=dict, pause=dict, resume=dict, preview=dict, check=lambda config: ["8 pictures"],
                               desk=desk))
     return app
