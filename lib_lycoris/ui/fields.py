@@ -173,10 +173,10 @@ class Form:
         hidden = self._unknown.get(kind, frozenset())
         return [gr.update(visible=key not in hidden) for key in self.kind_keys()]
 
-    def fill(self, values: Mapping[str, Any], keep: Collection[str] = ()) -> list[Any]:
-        """For each field the update that puts the value of that key into it, where there is none the one it started with; `keep`: keys left as they are."""
-        return [gr.update() if key in keep and key not in values else
-                gr.update(value=_shown(self._record[key], values.get(key, self._start(key)), self._offered(key))) for key in self._fields]
+    def filled(self, values: Mapping[str, Any], keep: Collection[str] = ()) -> dict[str, Any]:
+        """What each field holds, by key, with these settings in it: where none is given, what it started with; `keep`: keys left out unless they are given."""
+        return {key: _shown(self._record[key], values.get(key, self._start(key)), self._offered(key)) for key in self._fields
+                if key not in keep or key in values}
 
     def marked(self, error: str, before: str) -> tuple[list[Any], str]:
         """(for each field its update, the key that is marked now): an error that begins with a field's key stands at that field too.
@@ -211,6 +211,8 @@ def _plain(setting: Setting, value: Any) -> Any:
         return [text for text in texts if text] or (None if setting.optional else [])
     if _is_typed(setting):
         return setting.parse(str(value if value is not None else ""))
+    if setting.optional and value == _LEFT_OUT:
+        return None
     if setting.kind == "text":
         return (str(value).strip() if value is not None else "") or (None if setting.optional else "")
     return value
@@ -226,7 +228,7 @@ def _shown(setting: Setting, value: Any, choices: Sequence[str] | None) -> Any:
     if setting.kind == "list of texts":
         return list(value or ()) if choices else "\n".join(value or ())
     if choices and value is None:
-        return ""
+        return _LEFT_OUT if setting.optional else ""
     if choices or setting.kind == "yes or no":
         return value
     if _is_typed(setting):
@@ -241,7 +243,7 @@ def _component(setting: Setting, value: Any, choices: Sequence[str] | None, visi
     if setting.kind == "list of texts" and choices:
         return gr.CheckboxGroup(choices=list(choices), **about)
     if choices:
-        left_out = [(_LEFT_OUT, "")] if setting.optional else []
+        left_out = [_LEFT_OUT] if setting.optional else []  # its value too: gradio 3.41 shows an empty one as nothing, whatever its label
         return gr.Dropdown(choices=[*left_out, *choices], **about)
     if setting.kind == "list of texts":
         return gr.Textbox(lines=2, **about)

@@ -52,7 +52,7 @@ def describe(seen: Mapping[str, Any]) -> str:
         **{title: metadata.get(key) for key, title in _METADATA.items()},
         "File": seen.get("file"), "Size": f"{megabytes(seen.get('bytes') or 0)}, changed {day(seen.get('modified'))}", "Hash": (seen.get("hash") or "")[:12],
     }
-    return f'<p class="lycoris-name">{escape(seen["name"])}</p>{table(rows)}'
+    return f'<p class="lycoris-name" dir="auto">{escape(seen["name"])}</p>{table(rows)}'
 
 
 def _embedding(seen: Mapping[str, Any]) -> dict[str, Any]:

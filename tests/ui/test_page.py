@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import pytest
@@ -116,6 +117,15 @@ def test_a_number_that_may_be_left_out_has_a_text_field_for_a_number_box_sends_0
         form.config({**typed, "training.steps": "many"}.values())
 
 
+def test_a_choice_that_may_be_left_out_says_so_before_and_after_it_is_filled_in():
+    form = train_form(Desk().page())[1]
+    optional = [setting.key for setting in settings() if setting.optional and setting.choices and setting.kind == "text"]
+    assert "training.time_sampling" in optional
+    for key in optional:
+        field, shown = form.fields()[key], form.filled({})[key]
+        assert field.value == shown == "left out" and shown in [choice[1] if isinstance(choice, tuple) else choice for choice in field.choices]
+
+
 def test_a_large_seed_is_not_rounded_on_its_way():
     form = train_form(Desk().page(defaults={"training.seed": 2**63 - 1}))[1]
     assert TrainConfig.from_dict(form.config(values_of(form))).training.seed == 2**63 - 1
@@ -146,13 +156,13 @@ def test_the_webuis_tab_holds_train_and_what_else_it_is_given_and_the_host_keeps
 
 def test_once_the_model_is_known_its_size_stands_in_the_fields():
     known = {}
-    look = make_look(lambda: f"line {known}", lambda: known)
+    look = make_look(lambda: f"line {known}", lambda: json.dumps(known))
     early = look("")
-    assert all(value == gr.update() for value in early[2:])
+    assert early[2] == "{}"
     known.update(dict.fromkeys(LATE, 128))
     later = look(early[1])
-    assert [value["value"] for value in later[2:]] == [128, 128, 128]
-    assert all(value == gr.update() for value in look(later[1]))
+    assert list(json.loads(later[2]).values()) == [128, 128, 128]
+    assert look(later[1]) == [gr.update(), gr.update(), ""]
 
 
 def handlers(blocks):
@@ -250,9 +260,40 @@ def test_fields_that_the_chosen_kind_does_not_know_are_hidden_and_left_out():
 
 def test_a_preset_fills_in_all_fields_but_those_of_one_training():
     form = train_form(Desk().page(defaults={"training.precision": "fp16"}))[1]
-    updates = dict(zip(form.fields(), form.fill({"network.rank": 3, "training.steps": 7, "network.targets": ["q"]}, ("data.folders",)), strict=True))
-    assert (updates["network.rank"]["value"], updates["training.steps"]["value"], updates["network.targets"]["value"]) == (3, "7", ["q"])
-    assert updates["data.folders"] == gr.update() and updates["training.precision"]["value"] == "fp16" and updates["data.flip"]["value"] is False
+    filled = form.filled({"network.rank": 3, "training.steps": 7, "network.targets": ["q"]}, ("data.folders",))
+    assert (filled["network.rank"], filled["training.steps"], filled["network.targets"]) == (3, "7", ["q"])
+    assert "data.folders" not in filled and filled["training.precision"] == "fp16" and filled["data.flip"] is False
+    assert set(form.fields()) - set(filled) == {"data.folders"}
+
+
+def found(phase, config, late=None, name="dog"):
+    """What the page is told of the last training when it is opened: (for each field by key what it may hold and what it is to hold, words)."""
+    page = Desk(JobState(version=1, phase=phase, name=name)).page(config=lambda: config)
+    with gr.Blocks() as blocks:
+        form = draw_train(blocks, page, lambda: late or {})
+    look = next(handler for handler in handlers(blocks) if handler.__qualname__.endswith("_Last.wire.<locals>.look"))
+    told, words = look()
+    if not told:
+        return None, words
+    told = json.loads(told)
+    assert told["whole"]
+    return {list(form.fields())[place]: (befores, after) for place, befores, after in told["changes"]}, words
+
+
+def test_settings_of_a_training_under_way_are_told_beside_what_untouched_fields_hold():
+    config = TrainConfig().set("training.steps", 7).set("output.name", "dog").to_dict()
+    for phase in ("preparing", "running", "pausing", "paused", "stopping"):
+        changes, words = found(phase, config, {"data.resolution": 64})
+        assert (changes["training.steps"], changes["output.name"][1]) == (([""], "7"), "dog")
+        assert changes["data.resolution"] == ([512, 64], 512)
+        assert "dog" in words and "under way" in words
+
+
+@pytest.mark.parametrize("phase", ["done", "stopped", "failed", "interrupted"])
+def test_settings_of_a_training_that_has_ended_are_offered_in_words_alone(phase):
+    assert found(phase, TrainConfig().to_dict(), name="<b>dog")[0] == {}
+    assert "The last training, &lt;b&gt;dog, " in found(phase, TrainConfig().to_dict(), name="<b>dog")[1]
+    assert found("idle", None) == (None, "")
 
 
 def test_curves_and_bars_are_drawn_of_numbers_and_told_in_words():
