@@ -97,7 +97,7 @@ class _AddedMade(torch.autograd.Function):
             inner = _inner(x, down, geometry)
             total = _plus(output, inner, up, scale, _is_ours(output))
         ctx.recipe, ctx.make, ctx.scale, ctx.geometry = recipe(x), make, scale, geometry
-        ctx.save_for_backward(None if ctx.recipe else x, inner, *parameters)
+        ctx.save_for_backward(None if ctx.recipe else x, None if _is_cheap(down, up) else inner, *parameters)
         return total
 
     @staticmethod
@@ -109,19 +109,23 @@ class _AddedMade(torch.autograd.Function):
                 exact, pull = ctx.make()
             up, down = (factor.detach().to(gradient.dtype) for factor in exact)
             outer = _back_inner(gradient, up, ctx.scale, ctx.geometry)
-            by_up = _back_up(gradient, inner, ctx.scale, ctx.geometry)
+            by_up = _back_up(gradient, _inner(x, down, ctx.geometry) if inner is None else inner, ctx.scale, ctx.geometry)
             by_x, by_down = _back_down(outer, x, down, ctx.geometry, ctx.needs_input_grad[1], True)
             gradients = pull(by_up.to(exact[0]), by_down.to(exact[1]))
         return gradient if ctx.needs_input_grad[0] else None, by_x, None, None, None, *gradients
 
 
 def _outgrows(inner: Tensor, down: Tensor, up: Tensor) -> bool:
-    """Whether what lies between the factors is that much larger than they are that to make it a second time is the smaller price.
+    """Whether what lies between the factors is so much larger than they are that to make it a second time is the smaller price.
 
-    The first product is a sixth of what the factors cost in a step, and only where they are small; kept, it is what a LoRA takes most of beyond its parameters
-    and the optimiser's share of them.
+    Kept, it is the most of what a LoRA takes beyond its parameters and the optimiser's share of them.
     """
-    return inner.numel() // len(down) > 2 * (down[0].numel() + len(up))
+    return inner.numel() // len(down) > 2 * (down[0].numel() + len(up)) or _is_cheap(down, up)
+
+
+def _is_cheap(down: Tensor, up: Tensor) -> bool:
+    """Whether the first of the two products takes little of the work of both."""
+    return 8 * down[0].numel() <= len(up)
 
 
 def _inner(x: Tensor, down: Tensor, geometry: Geometry | None) -> Tensor:

@@ -55,8 +55,8 @@ def khatri_rao_with_gradients(halves: Sequence[Tensor]) -> tuple[tuple[Tensor, T
     def pull(by_up: Tensor, by_down: Tensor) -> list[Tensor]:
         by_up, by_down = by_up.reshape(rows, ranks1, ranks2), by_down.reshape(ranks1, ranks2, columns)
         return [
-            (by_up * left2[:, None, :]).sum(2), (by_down * right2[None, :, :]).sum(1),
-            (by_up * left1[:, :, None]).sum(1), (by_down * right1[:, None, :]).sum(0),
+            torch.bmm(by_up, left2[:, :, None]).squeeze(2), (by_down * right2[None, :, :]).sum(1),
+            torch.bmm(left1[:, None, :], by_up).squeeze(1), (by_down * right1[:, None, :]).sum(0),
         ]
 
     return (up, down), pull

@@ -109,10 +109,11 @@ class LohaLayer(nn.Module, Layer):
         rows, columns = self._size
         if geometry is parts.OTHER or self._ranks * (rows + columns) >= rows * columns:
             return super().add_output(output, x, module, strength, weight)
-        plain = self._plain and output.dtype in _EXACT
+        plain = self._plain() if output.dtype in _EXACT else None
+        trained = plain or self.trained_parameters()
         strength *= self.scale if plain else 1.0
         if geometry is None:
-            return add_made_product(output, x, lambda: self._made(plain), self.trained_parameters(), strength)
+            return add_made_product(output, x, lambda: self._made(plain), trained, strength)
         x, padding = parts.pad(x, module)
         shape = (self._ranks, -1, *module.kernel_size)
 
@@ -120,16 +121,17 @@ class LohaLayer(nn.Module, Layer):
             (up, down), pull = self._made(plain)
             return (up, down.reshape(shape)), lambda by_up, by_down: pull(by_up, by_down.reshape(down.shape))
 
-        return add_made_product(output, x, make, self.trained_parameters(), strength, parts.padded(geometry, padding))
+        return add_made_product(output, x, make, trained, strength, parts.padded(geometry, padding))
 
     def trained_parameters(self) -> list[Tensor]:
-        return list(self._four) if self._plain else super().trained_parameters()
+        return self._plain() or super().trained_parameters()
 
     def weight_with(self, base: Tensor, strength: float) -> tuple[Tensor, Pull]:
-        if not self._plain:
+        plain = self._plain()
+        if plain is None:
             return super().weight_with(base, strength)
         with torch.no_grad():
-            matrix, pull = add_hadamard(base.reshape(base.shape[0], -1), self._four, strength * self.scale)
+            matrix, pull = add_hadamard(base.reshape(base.shape[0], -1), plain, strength * self.scale)
         return matrix.view(base.shape), lambda gradient: pull(gradient.reshape(matrix.shape))
 
     def belongs_in_weight(self, places: int | None = None) -> bool:
@@ -166,22 +168,20 @@ class LohaLayer(nn.Module, Layer):
     def tensors(self) -> dict[str, Tensor]:
         return parts.stored(self, self.alpha)
 
-    def _made(self, plain: bool) -> tuple[tuple[Tensor, Tensor], Pull]:
-        """The one product, without the scale where it is plain, and what turns the gradients of its factors into those of the parameters."""
+    def _made(self, plain: list[Tensor] | None) -> tuple[tuple[Tensor, Tensor], Pull]:
+        """The one product, without the scale where it is of plain matrices, and what turns the gradients of its factors into those of the parameters."""
         if plain:
             with torch.no_grad():
-                return khatri_rao_with_gradients(self._four)
+                return khatri_rao_with_gradients(plain)
         factors = self.product()
         return factors, pulled(factors, self.trained_parameters())
 
-    @property
-    def _plain(self) -> bool:
-        """Whether the gradients are those of four matrices in float32, without cores, all of which are trained."""
-        return self.hada_t1 is None and all(value.requires_grad and value.ndim == 2 and value.dtype in _EXACT for value in self._four)
-
-    @property
-    def _four(self) -> tuple[Tensor, ...]:
-        return self.hada_w1_a, self.hada_w1_b, self.hada_w2_a, self.hada_w2_b
+    def _plain(self) -> list[Tensor] | None:
+        """The parameters, if they are four matrices in float32, without cores, all of which are trained."""
+        named = self._parameters  # asked for in every forward pass, and attributes of a module are slow
+        four = [named[mark] for mark in MARKS[:4]]
+        plain = named["hada_t1"] is None and all(value.requires_grad and value.ndim == 2 and value.dtype in _EXACT for value in four)
+        return four if plain else None
 
 
 def build(name: str, tensors: Mapping[str, Tensor], hints: Hints) -> LohaLayer:

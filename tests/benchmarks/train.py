@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode, addmm_flop, baddbmm_flop
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -46,7 +46,7 @@ RANK, HALF = 16, 8
 """LoRA's and AdaLoRA's rank, and LoHa's, which gives as many parameters."""
 STEPS = 100
 MIB = 2**20
-_IN_PLACE = {torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm], torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm]}
+_IN_PLACE = {torch.ops.aten.addmm_: addmm_flop.__wrapped__, torch.ops.aten.baddbmm_: baddbmm_flop.__wrapped__}
 """What torch's counter leaves out."""
 
 

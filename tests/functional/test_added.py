@@ -25,7 +25,8 @@ MANY_PLACES = {
     "many rows": {"x": (2, 13, 2), "down": (2, 2), "up": (4, 2), "output": (2, 13, 4), "geometry": None},
     "many pixels": {"x": (1, 2, 5, 6), "down": (2, 2, 1, 1), "up": (4, 2), "output": (1, 4, 5, 6), "geometry": ((1, 1), (0, 0), (1, 1))},
 }
-CASES = {"linear": LINEAR, **CONVOLUTIONS, **MANY_PLACES}
+MANY_OUTPUTS = {"many outputs": {"x": (1, 3, 2), "down": (2, 2), "up": (16, 2), "output": (1, 3, 16), "geometry": None}}
+CASES = {"linear": LINEAR, **CONVOLUTIONS, **MANY_PLACES, **MANY_OUTPUTS}
 every_case = pytest.mark.parametrize("name", CASES)
 
 
@@ -58,7 +59,7 @@ def test_an_added_product_and_its_gradients_are_right(name, with_values):
     assert torch.autograd.gradcheck(lambda *given: add_product(*given[:4], 0.7, given[4], case["geometry"]), (output, x, down, up, values))
 
 
-@pytest.mark.parametrize(("name", "kept"), [("linear", True), ("one picture", True), ("many rows", False), ("many pixels", False)])
+@pytest.mark.parametrize(("name", "kept"), [("linear", True), ("one picture", True), ("many rows", False), ("many pixels", False), ("many outputs", False)])
 def test_what_lies_between_the_factors_is_kept_only_where_it_is_not_much_larger_than_they_are(name, kept):
     case = CASES[name]
     output, x, down, up = draw(case, "output", "x", "down", "up")
@@ -129,7 +130,7 @@ def test_factors_that_are_made_anew_get_their_gradients_through_what_makes_them(
 def test_a_weight_that_is_made_anew_and_its_gradients_are_right(name):
     case = CASES[name]
     x, down, up = draw(case, "x", "down", "up")
-    bias = torch.randn(4, dtype=torch.float64).requires_grad_(True)
+    bias = torch.randn(len(up), dtype=torch.float64).requires_grad_(True)
 
     def run(x, bias, down, up):
         return rebuilt_output(x, bias, made(lambda: torch.einsum("or,r...->o...", up, down).square(), down, up), (down, up), case["geometry"])
