@@ -87,9 +87,9 @@ PRESETS: tuple[Preset, ...] = (
     }),
     Preset("first adapter · embedded model", "Has the embedded checkpoint put shapes where outlines are: an adapter, from the sample pictures.", WORLD, None, {
         "network.kind": "adapter", "adapter.kind": "light", "adapter.in_channels": 1, "data.resolution": 72, "data.bucket_step": 8, "data.bucket_min": 64,
-        "data.upscale": False, "data.batch_size": 16, "data.flip": True, "data.caption_dropout": 0.1, "training.steps": 1000, "training.learning_rate": 3e-3,
+        "data.upscale": False, "data.batch_size": 16, "data.flip": True, "data.caption_dropout": 0.1, "training.steps": 600, "training.learning_rate": 2e-3,
         "training.schedule": "cosine", "training.warmup_steps": 50, "training.ema": 0.99, "validation.share": 0.05, "validation.every": 100,
-        "output.preview_every": 250, "output.save_every": 100,
+        "output.preview_every": 150, "output.save_every": 100,
     }),
     Preset("character · SD 1.5 · 8 GB", "A person, an animal or a figure from ten to thirty pictures.", SD1, 8, {
         **_SD1, **_CHARACTER, "network.kind": "lora", "network.rank": 16, "network.alpha": 8.0, "training.learning_rate": 1e-4,

@@ -329,6 +329,12 @@ def test_previews_stand_beside_the_picture_from_before_and_are_sent_once():
     assert look(shown[-1].replace("1|", "0|", 1))[2] == gr.update()
 
 
+def test_an_adapters_previews_stand_beside_the_control_picture_that_they_follow():
+    made = ((-1, "a zorb", "control-0.png"), (0, "a zorb", "without-0.png"), *((step, "a zorb", f"step{step}-0.png") for step in range(10, 100, 10)))
+    html = make_train_look(Desk(JobState(version=1, phase="running", previews=made)).page(thumbnail=lambda path: path.encode()))("")[2]
+    assert html.count("<img") == 6 and html.index("control<") < html.index("before<") < html.index("step 60<") and "step 50<" not in html
+
+
 def test_nothing_that_a_user_or_a_file_names_becomes_html():
     nasty = "<script>alert(1)</script>"
     for html in (text.progress({"phase": "running", "name": nasty, "step": 1, "steps": 2, "loss": 0.5}), text.problems([nasty]), text.heading(nasty, nasty)):
