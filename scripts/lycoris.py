@@ -44,7 +44,7 @@ def _adapter_page(adapters):
     """The accordion's page over plain functions."""
     from lib_lycoris.ui.adapters import AdapterPage
 
-    return AdapterPage(names=adapters.names, describe=adapters.describe, preprocessors=adapters.preprocessors, preview=adapters.preview)
+    return AdapterPage.over(adapters)
 
 
 def _draw_tab(training, pages):

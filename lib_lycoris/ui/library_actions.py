@@ -67,7 +67,9 @@ class Actions:
                 others = [row["name"] for row in self._page.rows("networks") if row["name"] != name][:_OTHERS] if shelf == "networks" else []
             except LycoError:
                 name = None
-        values = [_field_value(key, remarks) for key in self.forms["remark"].fields()]
+        form = self.forms["remark"]
+        known = {key: remarks.get(key.partition(".")[2].replace("_", " ")) for key in form.fields()}
+        values = [gr.update(value=value) for value in form.filled({key: value for key, value in known.items() if value is not None}).values()]
         return [*values, name or "", gr.update(choices=others, value=None), f"{name}:1" if name and shelf == "networks" else "", figures, "",
                 gr.update(visible=True), gr.update(visible=False), *(gr.update(visible=shelf == "networks") for _ in _OF_NETWORKS)]
 
@@ -217,11 +219,6 @@ class Actions:
 
 
 _EMPTY = {"preferred_weight": 0.0}
-
-
-def _field_value(key: str, remarks: Mapping[str, Any]) -> Any:
-    value = remarks.get(key.partition(".")[2].replace("_", " "))
-    return gr.update(value="" if value is None else str(value) if isinstance(value, float) else value)
 
 
 def _chosen(name: str | None) -> str:
