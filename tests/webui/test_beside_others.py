@@ -41,7 +41,7 @@ PLACES = {
 
 @dataclass(frozen=True)
 class Neighbour:
-    """What runs beside ours: scripts of the API as it acts, as it idles and as it is on without any effect, the host's settings, and how large a picture it needs."""
+    """What runs beside ours: scripts of the API as it acts, as it idles and as it is on without any effect; the host's settings; how large a picture it needs."""
 
     acting: Any
     idle: Any = field(default_factory=dict)
@@ -135,6 +135,13 @@ def here(tmp_path_factory):
         yield made
 
 
+@pytest.fixture(autouse=True)
+def _new_errors(request):
+    """Has `errors` tell of this test alone."""
+    if "here" in request.fixturenames:
+        request.getfixturevalue("here").errors()
+
+
 def models_of(here: Stage) -> Path:
     return here.webui.data / "models" / "Stable-diffusion"
 
@@ -170,7 +177,6 @@ def scenes(other: Stage, both: bool = False) -> Iterator[tuple[tuple[str, str], 
 @pytest.mark.parametrize(("name", "title"), CASES)
 def test_both_act_in_any_order_and_nothing_stays_on(here, alone, last, name, title):
     neighbour, (unit, tag), size = NEIGHBOURS[title], using(name), NEIGHBOURS[title].size[name]
-    here.errors()
     make = here.make
     base = make(name, size=size)
     ours = {what: clean(make(name, None, *asked, size=size)) for what, asked in {"unit": (unit, ""), "tag": (None, tag), "both": (unit, tag)}.items()}

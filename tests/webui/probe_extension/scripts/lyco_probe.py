@@ -154,8 +154,8 @@ def begin_watching():
     for number, (block, following) in enumerate(watched["pairs"]):
         pending = []
         watched["handles"] += [
-            found[block].register_forward_hook(lambda module, args, output, pending=pending: pending.append(output.detach().clone())),
-            found[following].register_forward_pre_hook(lambda module, args, pending=pending, number=number: watched["seen"].append(
+            found[f"unet.{block}"].register_forward_hook(lambda module, args, output, pending=pending: pending.append(output.detach().clone())),
+            found[f"unet.{following}"].register_forward_pre_hook(lambda module, args, pending=pending, number=number: watched["seen"].append(
                 (number, args[0][:, : pending[-1].shape[1]].detach().float() - pending.pop().float()))),
         ]
 
