@@ -56,11 +56,11 @@ class RemarkSettings(_OfAFile):
 
     section: typing.ClassVar[str] = "remark"
     name: str = setting("", _NAME)
-    description: str | None = setting(None, "Stands on the card.")
+    description: str | None = setting(None, "What it is, in your words; it stands on the WebUI's card.")
     sd_version: str | None = setting(None, "The base model that it is for.", choices=VERSIONS)
-    activation_text: str | None = setting(None, "A click on the card writes it behind the tag.")
-    preferred_weight: float | None = setting(None, "Strength that a click on the card writes; 0 means none.", minimum=-100, maximum=100)
-    negative_text: str | None = setting(None, "A click on the card writes it into the negative prompt.")
+    activation_text: str | None = setting(None, "A click on the WebUI's card writes them behind the tag.")
+    preferred_weight: float | None = setting(None, "Strength that a click on the WebUI's card writes; 0 means none.", minimum=-100, maximum=100)
+    negative_text: str | None = setting(None, "A click on the WebUI's card writes it into the negative prompt.")
     notes: str | None = setting(None, "Whatever is worth keeping.")
     shelf: str = setting("networks", _SHELF, choices=SHELVES)
 
@@ -160,7 +160,7 @@ class EmptySettings(Section):
 ACTIONS = (
     Action("measure", "Measure", "How much a network changes each block, and how its change is spread over ranks.", MeasureSettings, long=True),
     Action("compare", "Compare", "Two networks beside each other: what they share, and how alike they are in each block.", CompareSettings, long=True),
-    Action("remark", "Save remarks", "Changes the user's remarks on a file; what is left out stays.", RemarkSettings),
+    Action("remark", "Save remarks", "Changes your remarks on a file; what is left out stays.", RemarkSettings),
     Action("preview", "Set preview", "Makes a picture the file's preview; an older one goes to the trash.", PreviewSettings),
     Action("rename", "Rename", "Gives a file another name, with its remarks and previews.", RenameSettings),
     Action("convert", "Convert", "Writes a network in another program's form.", ConvertSettings, long=True),
