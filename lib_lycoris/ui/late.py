@@ -45,7 +45,8 @@ class Late:
     def __init__(self, fields: Mapping[str, Any], name: str) -> None:
         self._places = {key: place for place, key in enumerate(fields)}
         self._fields = list(fields.values())
-        self.told = gr.Textbox(label="Values from the server", elem_id=f"lycoris_{name}", elem_classes=["lycoris-hidden"])
+        with gr.Column(elem_classes=["lycoris-hidden"]):
+            self.told = gr.Textbox(label="Values from the server", elem_id=f"lycoris_{name}")
         """The component that takes what `tell` gives."""
         self._offers: list[Any] = []
 

@@ -39,6 +39,8 @@ CSS = """
 .lycoris-row figcaption { font-size: 0.8rem; opacity: 0.8; text-align: center; }
 .lycoris-last { align-items: center; padding: 0.4rem 0.7rem; border-radius: 6px; background: rgba(128, 128, 128, 0.12); }
 .lycoris-last p { margin: 0; overflow-wrap: anywhere; }
+.lycoris-said p { margin: 0; opacity: 0.85; overflow-wrap: anywhere; }
+.lycoris-said [role=alert] p { opacity: 1; }
 .lycoris-empty { opacity: 0.7; }
 .lycoris-notes li { margin: 0.15rem 0; overflow-wrap: anywhere; }
 .lycoris-head h1 { margin: 0.2rem 0 0; font-size: 1.35rem; }

@@ -11,7 +11,7 @@ from ..errors import LycoError
 from ..setting import Setting
 from ..training.config import settings
 from . import compat, text
-from .fields import Form
+from .fields import KIND, Form
 from .late import Late
 from .train_page import TrainPage
 from .train_pictures import draw_pictures
@@ -35,10 +35,15 @@ REST = {
 }
 """The title under which the other settings of a section are folded; a section without one has its own name."""
 
-_HINT = (
-    "Put 5 to 50 pictures into one folder, and beside each a text file of the same name that says what it shows (cat.png, cat.txt). "
-    "Give what is new a word of its own in every text, and use that word in the prompt later."
-)
+_HINTS = {
+    "": "Put 5 to 50 pictures into one folder, and beside each a text file of the same name that says what it shows (cat.png, cat.txt). "
+        "Give what is new a word of its own in every text, and use that word in the prompt later.",
+    "embedding": "Put 5 to 20 pictures into one folder, and beside each a text file of the same name that says what it shows (cat.png, cat.txt), "
+                 "with the new word for what is new. The word is given below; left out there, it is the name.",
+    "adapter": "Put hundreds of pictures or more into one folder, and beside each a text file that says what it shows and its control picture "
+               "(cat.png, cat.txt, cat.cond.png). Without control pictures, choose a preprocessor under More about the pictures, which makes them.",
+}
+"""What pictures are wanted, by the kind that is trained; the first for all that are not named."""
 
 
 def train_settings(page: TrainPage) -> list[Setting]:
@@ -67,13 +72,15 @@ def draw_train(blocks: gr.Blocks, page: TrainPage, late: Callable[[], Mapping[st
             for row in FIRST:
                 form.draw(*row)
                 if row == ("data.folders",):
-                    gr.Markdown(_HINT)
+                    hint = gr.Markdown(_HINTS[""], elem_id="lycoris_hint")
                     draw_pictures(page, form)
             form.draw_rest(titles(page))
             draw_files(page, form, preset)
         with gr.Column(scale=1, min_width=420):
             watched = draw_watch(blocks, page)
     form.drawn()
+    kind = form.fields()[KIND]
+    kind.change(lambda kind: _HINTS.get(kind, _HINTS[""]), [kind], [hint], **compat.quiet())
     _wire(page, form, watched)
     if last is not None:
         last.wire(blocks, watched)

@@ -23,9 +23,8 @@ _ENDINGS = ["image", ".txt", ".caption"]
 def draw_pictures(page: TrainPage, form: Form) -> None:
     """Draws what belongs to the pictures beneath their field, as far as the host has it."""
     folders = form.fields()[_FOLDERS]
-    problem = gr.HTML(elem_id="lycoris_pictures_problem", elem_classes=["lycoris-problem"])
     if page.sample is not None:
-        _draw_sample(page, form, problem)
+        _draw_sample(page, form)
     if page.upload is not None:
         with gr.Accordion("Upload pictures into a folder of their own", open=False, elem_id="lycoris_upload"):
             _draw_upload(page, folders)
@@ -34,9 +33,11 @@ def draw_pictures(page: TrainPage, form: Form) -> None:
             _draw_gallery(page, form)
 
 
-def _draw_sample(page: TrainPage, form: Form, answer: Any) -> None:
+def _draw_sample(page: TrainPage, form: Form) -> None:
     """Draws the button that fills in the sample pictures of what is to be trained; they follow while that is changed."""
-    button, taken = gr.Button("Use the sample pictures", size="sm", elem_id="lycoris_sample"), gr.State("")
+    button = gr.Button("Use the sample pictures", size="sm", elem_id="lycoris_sample")
+    answer = gr.HTML(elem_id="lycoris_pictures_problem", elem_classes=["lycoris-problem", "lycoris-said"])
+    taken = gr.State("")
 
     def wire() -> None:
         fields = form.fields()
@@ -50,7 +51,7 @@ def _draw_sample(page: TrainPage, form: Form, answer: Any) -> None:
                 return ["", "", text.problems([str(error)])]
             settings = {_FOLDERS: [found["folder"]], **found["settings"]}
             filled = form.filled(settings)
-            return [late.tell({key: filled[key] for key in settings if key in filled}, given), filled[_FOLDERS], text.notes([found["about"]])]
+            return [late.tell({key: filled[key] for key in settings if key in filled}, given), filled[_FOLDERS], text.note(found["about"])]
 
         def follow(before: str, *values: Any) -> list[Any]:
             held = str(late.values(values)[_FOLDERS] or "").strip()

@@ -22,18 +22,20 @@ _NONE = "none: my own settings"
 _LABEL = "Preset"
 
 
-def draw_preset(page: TrainPage) -> Any:
-    """Draws the list of presets; gives it, or None where the host has none."""
+def draw_preset(page: TrainPage) -> tuple[Any, Any] | None:
+    """Draws the list of presets, and room for what the chosen one is good for; gives both, or None where the host has none."""
     if page.presets is None:
         return None
-    return gr.Dropdown(choices=_names(page), value=_NONE, label=_LABEL, elem_id="lycoris_preset",
-                       info="Fills in all settings for what you want to train, on which model, with how much memory of the graphics card.")
+    preset = gr.Dropdown(choices=_names(page), value=_NONE, label=_LABEL, elem_id="lycoris_preset",
+                         info="Fills in all settings for what you want to train, on which model, with how much memory of the graphics card.")
+    return preset, gr.HTML(elem_id="lycoris_preset_about", elem_classes=["lycoris-problem", "lycoris-said"])
 
 
-def draw_files(page: TrainPage, form: Form, preset: Any) -> None:
+def draw_files(page: TrainPage, form: Form, drawn: tuple[Any, Any] | None) -> None:
     """Draws own presets, import and export, folded; and lets the chosen preset or file fill in the form."""
-    if page.presets is None or page.export is None:
+    if drawn is None or page.export is None:
         return
+    preset, about = drawn
     with gr.Accordion("Save, load and share settings", open=False, elem_id="lycoris_files"):
         answer = gr.HTML(elem_id="lycoris_files_answer", elem_classes=["lycoris-problem"])
         with gr.Row():
@@ -54,14 +56,14 @@ def draw_files(page: TrainPage, form: Form, preset: Any) -> None:
         late = Late(form.fields(), "settings")
         files = _Files(page, form, late)
         quiet = compat.quiet()
-        late.after(preset.input(files.apply, [preset, *fields], [late.told, answer], **quiet))
+        late.after(preset.input(files.apply, [preset, *fields], [late.told, about], **quiet))
         save.click(files.save, [name, *fields], [preset, answer], **quiet)
         delete.click(files.delete, [name], [preset, answer], **quiet)
         late.after(file.upload(files.load, [file, *fields], [late.told, answer, file], **quiet))
         command.click(lambda *values: files.export("command", values), fields, [exported, answer], **quiet)
         toml.click(lambda *values: files.export("toml", values), fields, [exported, answer], **quiet)
         kind = form.fields()[KIND]
-        kinds = [form.fields()[key] for key in form.kind_keys()]
+        kinds = form.kind_components()
         if kinds:
             kind.change(form.show_for, [kind], kinds, **quiet)
 
@@ -78,7 +80,7 @@ class _Files:
         preset = next((one for one in self._page.presets() if one["name"] == name), None)
         if preset is None:
             return ["", ""]
-        return [self._tell(preset["values"], values), text.notes([preset["about"]])]
+        return [self._tell(preset["values"], values), text.note(preset["about"])]
 
     def save(self, name: str, *values: Any) -> tuple[Any, str]:
         try:

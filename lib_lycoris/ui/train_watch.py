@@ -27,6 +27,8 @@ _USE = {
     "adapter": "To use it, choose this one under T2I-Adapters where pictures are generated, and give it a control picture",
 }
 """The label over what is typed or chosen, by the kind that was trained."""
+_FIRST = {-1: "control", 0: "before"}
+"""What stands under a preview that is of no step."""
 _NOTHING = "<p class='lycoris-empty'>The curve of the loss and preview pictures appear here while a training runs.</p>"
 
 
@@ -135,7 +137,7 @@ def _loss(state: Mapping[str, Any]) -> str:
 
 
 def _previews(page: TrainPage, state: Mapping[str, Any]) -> str:
-    """HTML of the previews: a row for each prompt, the picture from before first, then the newest."""
+    """HTML of the previews: a row for each prompt, what the pictures follow and the picture from before first, then the newest."""
     if page.thumbnail is None:
         return ""
     by_prompt: dict[tuple[str, str], list[tuple[int, str]]] = {}
@@ -144,8 +146,8 @@ def _previews(page: TrainPage, state: Mapping[str, Any]) -> str:
         by_prompt.setdefault((prompt, number), []).append((int(step), path))
     rows = []
     for (prompt, _), made in by_prompt.items():
-        before = [one for one in made if one[0] == 0][:1]
-        newest = [one for one in made if one[0] != 0][-(_COLUMNS - len(before)):]
+        before = [one for which in _FIRST for one in made if one[0] == which]
+        newest = [one for one in made if one[0] > 0][-(_COLUMNS - len(before)):]
         pictures = "".join(_preview(page.thumbnail, step, path, prompt) for step, path in (*before, *newest))
         rows.append(text.row_of_pictures(prompt, pictures))
     return "".join(rows)
@@ -156,4 +158,4 @@ def _preview(thumbnail: Callable[[str], bytes], step: int, path: str, prompt: st
         picture = "data:image/jpeg;base64," + base64.b64encode(thumbnail(path)).decode("ascii")
     except LycoError:  # deleted in the meantime
         picture = ""
-    return text.picture(picture, "before" if step == 0 else f"step {step}", prompt)
+    return text.picture(picture, _FIRST.get(step, f"step {step}"), prompt)

@@ -21,7 +21,7 @@ from lib_lycoris.ui.fields import element_id, explanation, label
 from lib_lycoris.ui.generate import GeneratePage, insert_tag
 from lib_lycoris.ui.page import LATE, make_look, make_page
 from lib_lycoris.ui.tab import make_tab
-from lib_lycoris.ui.train import FIRST, TrainPage, draw_train, train_settings
+from lib_lycoris.ui.train import FIRST, REST, TrainPage, draw_train, train_settings
 from lib_lycoris.ui.train import make_look as make_train_look
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # gradio's own; the rule "warnings are errors" is for what this project does
@@ -253,9 +253,21 @@ def test_fields_that_the_chosen_kind_does_not_know_are_hidden_and_left_out():
     form = train_form(Desk().page(unknown=unknown))[1]
     assert form.kind_keys() == ["network.conv_rank", "network.target_rank"]
     assert [form.fields()[key].visible for key in form.kind_keys()] == [True, False]
-    assert [update["visible"] for update in form.show_for("adalora")] == [False, True]
+    assert [update["visible"] for update in form.show_for("adalora")[:2]] == [False, True]
     typed = {**dict(zip(form.fields(), values_of(form), strict=True)), "network.conv_rank": "3", "network.target_rank": "5", "network.kind": "adalora"}
     assert form.config(typed.values())["network"]["target_rank"] == 5 and "conv_rank" not in form.config(typed.values())["network"]
+
+
+def test_a_folded_part_is_there_only_for_kinds_that_know_something_in_it_and_unfolds_for_its_own():
+    keys = [setting.key for setting in settings()]
+    of_adapter, of_word = ([key for key in keys if key.startswith(f"{section}.")] for section in ("adapter", "embedding"))
+    form = train_form(Desk().page(unknown={"locon": of_adapter, "embedding": of_adapter, "adapter": of_word}))[1]
+    parts = [component for component in form.kind_components() if isinstance(component, gr.Accordion)]
+    place = [part.label for part in parts].index(REST["adapter"]) - len(parts)
+    other = [part.label for part in parts].index(REST["embedding"]) - len(parts)
+    assert [part.visible for part in parts].count(False) == 1 and not parts[place].visible
+    assert form.show_for("adapter")[place] == gr.update(visible=True, open=True) and form.show_for("adapter")[other] == gr.update(visible=False)
+    assert form.show_for("embedding")[other] == gr.update(visible=True, open=True) and form.show_for("locon")[other] == gr.update(visible=True)
 
 
 def test_a_preset_fills_in_all_fields_but_those_of_one_training():
@@ -315,6 +327,12 @@ def test_previews_stand_beside_the_picture_from_before_and_are_sent_once():
     html = shown[2]
     assert html.count("<img") == 6 and "before" in html and "step 90" in html and "step 10<" not in html and "<b>" not in html
     assert look(shown[-1].replace("1|", "0|", 1))[2] == gr.update()
+
+
+def test_an_adapters_previews_stand_beside_the_control_picture_that_they_follow():
+    made = ((-1, "a zorb", "control-0.png"), (0, "a zorb", "without-0.png"), *((step, "a zorb", f"step{step}-0.png") for step in range(10, 100, 10)))
+    html = make_train_look(Desk(JobState(version=1, phase="running", previews=made)).page(thumbnail=lambda path: path.encode()))("")[2]
+    assert html.count("<img") == 6 and html.index("control<") < html.index("before<") < html.index("step 60<") and "step 50<" not in html
 
 
 def test_nothing_that_a_user_or_a_file_names_becomes_html():

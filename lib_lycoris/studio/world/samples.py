@@ -8,7 +8,7 @@ from .scenes import CONCEPT_SHAPE, CONCEPT_WORD
 
 NEW_WORD, NEW_WORD_SHAPE = "vorrel", "ring"
 """A word that the embedded checkpoint does not know, and the shape, one of its own, that the captions call by it."""
-PAIRS = 600
+PAIRS = 400
 
 NETWORK = SampleSet(
     f"sample-{CONCEPT_WORD}", f"Eight pictures of an hourglass, a shape that the embedded checkpoint has never seen; their captions call it {CONCEPT_WORD}.",
