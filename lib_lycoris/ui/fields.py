@@ -18,6 +18,7 @@ _EXACT = 2**53
 """The largest whole number that a browser's number box keeps as it is."""
 
 _LEFT_OUT = "left out"
+_LINES = {"generate.prompt": 3, "generate.negative": 2, "remark.description": 2, "remark.notes": 2}
 _PLACEHOLDERS = {"training.steps": str(DEFAULT_STEPS)}
 
 _LABELS = {
@@ -49,10 +50,12 @@ _LABELS = {
     "compare.other": "Compare with",
     "remark.sd_version": "For base model",
     "remark.negative_text": "Negative text",
+    "remark.activation_text": "Words that call it",
     "rename.new": "New name",
     "convert.to": "Form",
     "convert.out": "Name of the converted file",
     "resize.rank": "Largest rank",
+    "resize.energy": "Share of the change to keep",
     "resize.dtype": "Numbers stored as",
     "resize.out": "Name of the smaller file",
     "merge.parts": "Networks and strengths, one a line",
@@ -265,4 +268,4 @@ def _component(setting: Setting, value: Any, choices: Sequence[str] | None, visi
         return gr.Textbox(placeholder=_PLACEHOLDERS.get(setting.key, _LEFT_OUT), max_lines=1, **about)
     if setting.kind in _NUMBERS:
         return gr.Number(precision=0 if setting.kind == "whole number" else None, **about)
-    return gr.Textbox(**about)
+    return gr.Textbox(lines=_LINES.get(setting.key, 1), **about)

@@ -115,6 +115,38 @@ def test_the_list_works_by_keyboard_and_a_damaged_file_says_why(page):
     assert unlabelled == []
 
 
+def test_many_files_of_any_name_are_turned_over_page_by_page_and_one_that_vanished_is_told(page, studio):
+    many = studio.folder / "networks" / "many"
+    many.mkdir()
+    put(many / "template.safetensors")
+    data = (many / "template.safetensors").read_bytes()
+    names = ["it's", NASTY.replace("/", "_"), "\u05d0\u05d1 😀", "z" * 200, *(f"n{number:03}" for number in range(220))]
+    for name in names:
+        (many / f"{name}.safetensors").write_bytes(data)
+    page.get_by_role("tab", name="Library").click()
+    press(page, "read")
+    page.get_by_text(re.compile(r"1 to 200 of 22\d")).wait_for()
+    assert page.locator("#lycoris_library_files label").count() == 200 and not page.locator("#lycoris_library_earlier").is_enabled()
+    press(page, "later")
+    page.get_by_text(re.compile(r"201 to 22\d of 22\d")).wait_for()
+    page.get_by_label("Search").fill("onerror many")  # another file has it in its title
+    page.wait_for_function("document.querySelectorAll('#lycoris_library_files label').length === 1")
+    page.locator("#lycoris_library_files input").first.check()
+    page.locator("#lycoris_library_about .lycoris-name", has_text="onerror").wait_for()
+    page.get_by_label("Search").fill("n007")
+    page.wait_for_function("document.querySelectorAll('#lycoris_library_files label').length === 1")
+    page.locator("#lycoris_library_about").get_by_text("Choose a file").wait_for()
+    (many / "n007.safetensors").unlink()
+    page.locator("#lycoris_library_files input").first.check()
+    page.locator("#lycoris_library_problem [role=alert]").get_by_text("n007").wait_for()
+    for path in many.iterdir():
+        path.unlink()
+    many.rmdir()
+    page.get_by_label("Search").fill("")
+    press(page, "read")
+    page.wait_for_function("document.querySelectorAll('#lycoris_library_files label').length < 10")
+
+
 def test_a_smaller_network_is_made_in_the_background_and_stands_in_the_list(page, studio):
     page.get_by_role("tab", name="Library").click()
     page.locator("#lycoris_library_files label").nth(2).wait_for()
