@@ -8,7 +8,7 @@ from typing import Any
 
 from lib_lycoris.errors import NetworkFileError
 from lib_lycoris.library.adapters import EXTENSIONS, AdapterShelf
-from lib_lycoris.library.keeping import Keeper
+from lib_lycoris.library.keeping import Keeper, size_of
 from lib_lycoris.library.shelf import read_metadata
 
 _DIFFUSERS = "diffusion_pytorch_model"
@@ -46,7 +46,7 @@ class AdapterFiles:
 
     def picture(self, name: str) -> Any:
         """The preview (PIL, RGB) of an adapter; None where it has none that can be read."""
-        return self._keeper.picture(self._shelf().find(name))
+        return self._keeper.picture(lambda: self._shelf().find(name))
 
     def remark(self, name: str, changes: dict[str, Any]) -> dict[str, Any]:
         """The remarks on an adapter after these changes.
@@ -90,8 +90,6 @@ class AdapterFiles:
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """A shelf's row with what every list shows; files that are gone meanwhile have no size."""
-    path = Path(row["file"])
-    status = path.stat() if path.is_file() else None
+    """A shelf's row with what every list shows."""
     kind = f"{row['kind']} adapter" if row["kind"] and row["kind"] != "fuser" else "CoAdapter fuser" if row["kind"] else None
-    return {"base_model": None, **row, "kind": kind, "bytes": status.st_size if status else 0, "modified": status.st_mtime if status else None}
+    return {"base_model": None, **row, "kind": kind, **size_of(Path(row["file"]))}

@@ -13,6 +13,7 @@ from typing import Any
 from lib_lycoris.errors import NetworkFileError, UnknownNetworkError, shown
 from lib_lycoris.files.adapters import AdapterFacts, diffusers_config, make_adapter_metadata, open_adapter_file, read_adapter_facts, to_diffusers
 from lib_lycoris.files.safetensors import write_tensors
+from lib_lycoris.library.walk import walk_folders
 from lib_lycoris.networks.adapters.kinds import build_adapter
 from lib_lycoris.networks.adapters.parts import Adapter
 
@@ -166,7 +167,8 @@ class AdapterShelf:
         """Every file that may be an adapter, by its path below its folder without the ending; a diffusers folder goes by its own name."""
         files: dict[str, Path] = {}
         for folder in self.folders:
-            for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file()):
+            found = (Path(below, file) for below, files in walk_folders(folder) for file in files)
+            for path in sorted(path for path in found if path.suffix.lower() in EXTENSIONS and path.is_file()):
                 inner = path.relative_to(folder)
                 own = inner.parent if path.stem.startswith("diffusion_pytorch_model") and inner.parent != Path(".") else inner.with_suffix("")
                 name = own.as_posix() if own.as_posix() not in files else inner.as_posix()

@@ -13,9 +13,9 @@ from pathlib import Path
 from lib_lycoris.errors import NetworkFileError, UnknownNetworkError, shown
 from lib_lycoris.files.hashes import file_hash, model_hash
 from lib_lycoris.files.safetensors import read_metadata
+from lib_lycoris.library.walk import changed_at, walk_folders
 
 EXTENSIONS = (".safetensors", ".pt", ".ckpt", ".bin")
-_STATES = "-states"  # the folder beside a network where its training keeps what it resumes from
 _HASH = re.compile(r"[0-9a-f]{6,64}")
 _SHORTEST_COMPUTED = 10  # digits; for less no file is read whole, as words like "facade" look like that
 _LISTED = 5
@@ -60,7 +60,7 @@ class Catalogue:
     def scan(self) -> None:
         """Reads the folders anew, but no file. Missing and unreadable ones are passed over; links to folders are followed, each folder once."""
         with self._lock:
-            self._seen = {str(folder): _changed_at(folder) for folder in self._folders}
+            self._seen = {str(folder): changed_at(folder) for folder in self._folders}
             self._entries = [entry for folder in self._folders for entry in self._scan_folder(folder)]
             self._by_path, self._by_stem = {}, {}
             for position in range(3):
@@ -76,12 +76,16 @@ class Catalogue:
         with self._lock:
             if self._entries is None:
                 self.scan()
-            shortest = {}
-            for entry in self._entries or []:
-                candidates = [name for name in (*entry.stems, *entry.paths) if self._meant(name) == [entry]]
-                if candidates:
-                    shortest[entry] = min(candidates, key=lambda name: (name.endswith(EXTENSIONS), len(name)))
-            return sorted(shortest.values())
+            return sorted(name for entry in self._entries or [] if (name := self._shortest(entry)) is not None)
+
+    def name_of(self, path: Path) -> str | None:
+        """The shortest name of the file at that path; None where it has none of its own, or lies in none of the folders."""
+        with self._lock:
+            return next((self._shortest(entry) for entry in self._entries or [] if entry.path == path), None)
+
+    def _shortest(self, entry: _Entry) -> str | None:
+        candidates = [name for name in (*entry.stems, *entry.paths) if self._meant(name) == [entry]]
+        return min(candidates, key=lambda name: (name.endswith(EXTENSIONS), len(name))) if candidates else None
 
     def find(self, name: str) -> Path:
         """The file that `name` means: its path below a folder, or its stem, each with or without extension; else its metadata's ss_output_name; else its hash.
@@ -158,21 +162,14 @@ class Catalogue:
         return known[1].get(fact) if isinstance(known[1], dict) else known[1] if fact == reader else None
 
     def _scan_folder(self, root: Path) -> Iterator[_Entry]:
-        visited = set()
-        for folder, subfolders, files in os.walk(root, followlinks=True):
-            real = os.path.realpath(folder)
-            subfolders[:] = [] if real in visited else sorted(name for name in subfolders if not name.startswith(".") and not name.endswith(_STATES))
-            if real in visited:
-                continue
-            visited.add(real)
-            self._seen[folder] = _changed_at(folder)
-            paths = [Path(folder, file) for file in files if file.lower().endswith(EXTENSIONS) and not file.startswith(".")]
+        for folder, files in walk_folders(root, self._seen):
+            paths = [Path(folder, file) for file in files if file.lower().endswith(EXTENSIONS)]
             for path in sorted(paths, key=lambda path: (path.stem, EXTENSIONS.index(path.suffix.lower()), path.suffix)):
                 if path.is_file():
                     yield _Entry(path, path.relative_to(root).with_suffix("").as_posix())
 
     def _has_changed(self) -> bool:
-        return any(_changed_at(folder) != then for folder, then in self._seen.items())
+        return any(changed_at(folder) != then for folder, then in self._seen.items())
 
     def _unknown(self, wanted: str) -> str:
         names = self.names()
@@ -206,9 +203,3 @@ def _read(path: Path, reader: str) -> object:
     except NetworkFileError:
         return None
 
-
-def _changed_at(folder: str | os.PathLike[str]) -> int | None:
-    try:
-        return os.stat(folder).st_mtime_ns
-    except OSError:
-        return None

@@ -16,21 +16,25 @@ from lib_lycoris.files.embedding_pictures import read_picture
 from lib_lycoris.files.embeddings import is_embedding
 from lib_lycoris.files.reader import open_tensor_file
 from lib_lycoris.library.embeddings import Embedding, open_embedding
-from lib_lycoris.library.keeping import Keeper
+from lib_lycoris.library.keeping import Keeper, size_of
+from lib_lycoris.library.walk import walk_folders
 
 TENSORS = (".safetensors", ".pt", ".bin")
 PICTURES = (".png", ".webp", ".jxl", ".avif")
-_STATES = "-states"
-"""Ends the names of folders in which trainings keep their states."""
 
 
 @dataclass(frozen=True)
 class _Known:
-    """What a file turned out to be when it had this stamp: an embedding, or an embedding's file that can't be used; neither: something else."""
+    """What a file turned out to be when it had this stamp: an embedding, or one that can't be used; neither: something else.
+
+    Attributes:
+        told: whether the file tells that it is an embedding; one that can't be read at all may be anything.
+    """
 
     stamp: tuple[int, int]
     embedding: Embedding | None = None
     problem: str | None = None
+    told: bool = False
 
 
 class EmbeddingShelf:
@@ -120,7 +124,7 @@ class EmbeddingShelf:
 
     def picture(self, name: str) -> Any:
         """The preview (PIL, RGB) of an embedding; None where it has none that can be read."""
-        return self._keeper.picture(self.find(name))
+        return self._keeper.picture(lambda: self.find(name))
 
     def remark(self, name: str, changes: dict[str, Any]) -> dict[str, Any]:
         """The remarks on an embedding after these changes.
@@ -163,9 +167,9 @@ class EmbeddingShelf:
 
     def _row(self, word: str, path: Path) -> dict[str, Any]:
         known = self._look_at(path)
-        found, status = known.embedding, path.stat()
+        found = known.embedding
         return {
-            "name": word, "tag": word, "file": str(path), "bytes": status.st_size, "modified": status.st_mtime, "kind": "embedding",
+            "name": word, "tag": word, "file": str(path), **size_of(path), "kind": "embedding" if known.told else None,
             "vectors": found.count if found else None, "base_model": found.base_model if found else None, "step": found.step if found else None,
             "title": found.name if found else None, "problem": known.problem,
         }
@@ -177,19 +181,13 @@ class EmbeddingShelf:
                 yield path.relative_to(folder).as_posix()
 
     def _files(self) -> Iterator[Path]:
-        visited = set()
         for root in self._folders():
-            for folder, subfolders, files in os.walk(root, followlinks=True):
-                real = os.path.realpath(folder)
-                subfolders[:] = [] if real in visited else sorted(name for name in subfolders if not name.startswith(".") and not name.endswith(_STATES))
-                if real in visited:
-                    continue
-                visited.add(real)
+            for folder, files in walk_folders(root):
                 stems = {os.path.splitext(file)[0] for file in files if file.lower().endswith(TENSORS)}
                 for file in sorted(files, key=lambda file: (file.lower().endswith(PICTURES), file)):
                     stem, ending = os.path.splitext(file.lower())
                     preview = ending in PICTURES and (stem.endswith(".preview") or os.path.splitext(file)[0] in stems)
-                    if ending in (*TENSORS, *PICTURES) and not preview and not file.startswith(".") and os.path.isfile(os.path.join(folder, file)):
+                    if ending in (*TENSORS, *PICTURES) and not preview and os.path.isfile(os.path.join(folder, file)):
                         yield Path(folder, file)
 
     def _look_at(self, path: Path) -> _Known:
@@ -221,12 +219,12 @@ class _Vectors(Mapping[str, Mapping[str, Tensor]]):
 
 
 def _read(path: Path, stamp: tuple[int, int]) -> _Known:
+    told = False
     try:
         if path.suffix.lower() in PICTURES:
-            if read_picture(path) is None:
-                return _Known(stamp)
-        elif not is_embedding(open_tensor_file(path)):
-            return _Known(stamp)
-        return _Known(stamp, open_embedding(path))
+            told = read_picture(path) is not None
+        else:
+            told = is_embedding(open_tensor_file(path))
+        return _Known(stamp, open_embedding(path), told=True) if told else _Known(stamp)
     except NetworkFileError as error:
-        return _Known(stamp, problem=str(error))
+        return _Known(stamp, problem=str(error), told=told)

@@ -49,10 +49,11 @@ class Keeper:
         preview = find_preview(path)
         return {"remarks": read_remarks(path), "preview": preview and str(preview)}
 
-    def picture(self, path: Path) -> Any:
-        """The preview (PIL, RGB) of a file; None where it has none that can be read."""
+    @staticmethod
+    def picture(find: Callable[[], Path]) -> Any:
+        """The preview (PIL, RGB) of the file that is found so; None where it is gone, or has none that can be read."""
         try:
-            found = find_preview(path)
+            found = find_preview(find())
             return found and read_picture(found)
         except (LycoError, OSError):
             return None
@@ -125,3 +126,12 @@ class Keeper:
     def _belonging(self, path: Path) -> list[Path]:
         """The file, last, and before it what belongs to it alone; a picture may itself be an embedding."""
         return [*(each for each in find_sidecars(path, self._extensions) if each != path), path]
+
+
+def size_of(path: Path) -> dict[str, Any]:
+    """{"bytes", "modified": seconds since 1970} of a file; of one that is gone 0 and None."""
+    try:
+        status = path.stat()
+    except OSError:
+        return {"bytes": 0, "modified": None}
+    return {"bytes": status.st_size, "modified": status.st_mtime}

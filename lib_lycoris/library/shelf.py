@@ -14,6 +14,7 @@ from lib_lycoris.files.safetensors import read_header
 from lib_lycoris.files.sidecar import find_sidecars, read_remarks, write_remarks
 from lib_lycoris.library.catalogue import EXTENSIONS, Catalogue
 from lib_lycoris.library.facts import COVERS, Facts, FactsCache
+from lib_lycoris.library.keeping import Keeper
 from lib_lycoris.library.renaming import checked_name, move_all
 from lib_lycoris.library.trash import Trash
 
@@ -95,8 +96,10 @@ class Shelf:
             UnknownNetworkError: there is none.
         """
         path = self._catalogue().find(name)
-        own = next((each for each in self.networks() if each.path == path), None)
-        return own or self._shelved(name, path)
+        try:
+            return self._shelved(self._catalogue().name_of(path) or name, path)
+        except OSError as error:
+            raise UnknownNetworkError(f"{shown(name)!r} is not there any more: read the folders again") from error
 
     def look_into(self, name: str) -> dict[str, Any]:
         """A row, the file's metadata (pictures in it left out), the user's remarks, and the inspection of its tensors, which may be only an error.
@@ -125,11 +128,7 @@ class Shelf:
 
     def picture(self, name: str) -> Any:
         """The preview (PIL, RGB) of a network; None where it has none that can be read."""
-        try:
-            path = find_preview(self.find(name).path)
-            return path and read_picture(path)
-        except (LycoError, OSError):
-            return None
+        return Keeper.picture(lambda: self.find(name).path)
 
     def remark(self, name: str, changes: dict[str, Any]) -> dict[str, Any]:
         """The remarks on a network after these changes.
@@ -171,8 +170,7 @@ class Shelf:
             path = moves[-1][1]
         move_all(moves)
         self.scan()
-        now = next((each.name for each in self.networks() if each.path == path), stem)
-        return {"name": now, "renamed": {old.name: goal.name for old, goal in moves}}
+        return {"name": self._catalogue().name_of(path) or stem, "renamed": {old.name: goal.name for old, goal in moves}}
 
     def delete(self, name: str) -> dict[str, Any]:
         """Moves the network, and what belongs to it alone, to the trash: {"deleted": file names, "entry": what `restore` takes}. A link goes there itself.

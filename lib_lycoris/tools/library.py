@@ -11,11 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lib_lycoris.errors import ConfigError, LycoError, shown
+from lib_lycoris.errors import ConfigError, LycoError, UnknownNetworkError, shown
 from lib_lycoris.library.adapter_files import AdapterFiles
 from lib_lycoris.library.embedding_shelf import EmbeddingShelf
 from lib_lycoris.library.renaming import checked_name
 from lib_lycoris.library.shelf import Shelf
+from lib_lycoris.library.walk import Kept
 from lib_lycoris.tools import actions
 from lib_lycoris.tools.actions import ACTIONS
 from lib_lycoris.tools.jobs import Jobs, OnStep
@@ -42,6 +43,7 @@ class Library:
 
     def __init__(self, shelves: Mapping[str, OnShelf]) -> None:
         self._shelves = dict(shelves)
+        self._rows = {name: Kept(shelf.folders, shelf.rows) for name, shelf in shelves.items()}
         self._measured: OrderedDict[tuple[str, int, int], dict[str, Any]] = OrderedDict()
         self.jobs = Jobs()
         self._work: dict[str, Callable[[Any], Mapping[str, Any]]] = {
@@ -63,19 +65,39 @@ class Library:
         found = next((each for each in ACTIONS if each.name == action), None)
         if found is None:
             raise ConfigError(f"no action is called {shown(action)!r}; known are {', '.join(each.name for each in ACTIONS)}")
-        return self._work[action](found.make(values))
+        wanted = found.make(values)
+        try:
+            return self._work[action](wanted)
+        finally:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Has the folders read anew when `rows` is asked next."""
+        for kept in self._rows.values():
+            kept.forget()
 
     def rows(self, shelf: str = "networks") -> list[dict[str, Any]]:
-        """What is on that shelf now; among networks nothing that stands on another shelf, as shelves may share their folders."""
-        rows = self._shelf(shelf).rows()
-        unsure = shelf == "networks" and any(not row["kind"] for row in rows)
-        known = {row["file"] for each in self._shelves.values() if each.kind != "networks" for row in each.rows() if not row["problem"]} if unsure else set()
-        return [row for row in rows if row["kind"] or row["file"] not in known]
+        """What is on that shelf, read anew where a folder changed. Shelves may share folders: a file stands on the one that knows what it is.
+
+        What no shelf knows stands on the first that lists it, so that a damaged file is told of once.
+        """
+        self._shelf(shelf)
+        rows = self._rows[shelf].rows()
+        if all(row["kind"] for row in rows):
+            return rows
+        names = list(self._shelves)
+        known = {row["file"] for name in names if name != shelf for row in self._rows[name].rows() if row["kind"]}
+        earlier = {row["file"] for name in names[: names.index(shelf)] for row in self._rows[name].rows()}
+        return [row for row in rows if row["kind"] or row["file"] not in known | earlier]
 
     def describe(self, name: str, shelf: str = "networks") -> dict[str, Any]:
         """What is known of one file without its tensors being read; "measured" holds its figures where they were measured before."""
         seen = self._shelf(shelf).describe(name)
-        return {**seen, "measured": self._measured.get(_stamp(Path(seen["file"])))}
+        try:
+            measured = self._measured.get(_stamp(Path(seen["file"])))
+        except OSError as error:
+            raise UnknownNetworkError(f"{shown(name)!r} is not there any more: read the folders again") from error
+        return {**seen, "measured": measured}
 
     def picture(self, name: str, shelf: str = "networks") -> Any:
         """The preview (PIL) of one file, or None."""

@@ -12,7 +12,7 @@ from ..errors import LycoError
 from ..setting import Action
 from . import compat, library_text, text
 from .library_actions import Actions
-from .library_list import SORTS, choices, count_words, find_rows
+from .library_list import SORTS, choices, count_words, find_rows, page_of, pages
 
 TITLES = {"networks": "Networks", "embeddings": "Embeddings", "adapters": "Adapters"}
 
@@ -24,7 +24,8 @@ class LibraryPage:
     Attributes:
         actions: what can be done, with its records (`tools.actions.ACTIONS`).
         shelves: the kinds of files that there are: "networks", "embeddings", "adapters".
-        rows: gives what is on a shelf now.
+        rows: gives what is on a shelf, quickly: it is asked with each key that is typed into the search.
+        refresh: has the folders read anew when `rows` is asked next.
         describe: takes a name and a shelf, gives what is known of the file without its tensors being read.
         picture: takes a name and a shelf, gives the preview (PIL), or None.
         run: takes an action's name and its values; gives what came of it, or of a long one its job.
@@ -37,6 +38,7 @@ class LibraryPage:
     actions: Sequence[Action]
     shelves: Sequence[str]
     rows: Callable[[str], Sequence[Mapping[str, Any]]]
+    refresh: Callable[[], Any]
     describe: Callable[[str, str], Mapping[str, Any]]
     picture: Callable[[str, str], Any]
     run: Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
@@ -44,6 +46,12 @@ class LibraryPage:
     stop: Callable[[], Any]
     trash: Callable[[], Sequence[Mapping[str, Any]]]
     polls: bool = True
+
+    @staticmethod
+    def over(library: Any, actions: Sequence[Action], polls: bool = True) -> LibraryPage:
+        """The page over a `tools.library.Library`."""
+        return LibraryPage(actions, library.shelves, library.rows, library.refresh, library.describe, library.picture, library.run, library.jobs.states,
+                           library.jobs.stop, library.trash, polls)
 
 
 def draw_library(blocks: gr.Blocks, tab: Any, page: LibraryPage) -> Actions:
@@ -54,7 +62,7 @@ def draw_library(blocks: gr.Blocks, tab: Any, page: LibraryPage) -> Actions:
         tab: the tab itself; whenever it is opened the list is read anew. None: at the page's load alone.
         page: what it does.
     """
-    with gr.Row():
+    with gr.Row(elem_classes=["lycoris-library"]):
         with gr.Column(scale=2, min_width=300):
             chooser = _Chooser(page)
         with gr.Column(scale=5, min_width=420):
@@ -63,30 +71,42 @@ def draw_library(blocks: gr.Blocks, tab: Any, page: LibraryPage) -> Actions:
     shown.said_by(actions)
     place = [chooser.shelf, chooser.names]
     quiet = shown.quiet
-    listed = [chooser.names, chooser.count]
     details = [*shown.outputs, *actions.filled, shown.said]
-
-    def read_list(shelf: str, search: str, sort: str, chosen: str | None) -> list[Any]:
-        return chooser.update(shelf, search, sort, chosen)
 
     def show(shelf: str, name: str | None) -> list[Any]:
         return [*shown.update(shelf, name), *actions.fill(shelf, name), ""]
 
+    def read_list(shelf: str, search: str, sort: str, chosen: str | None, number: int | None = None) -> list[Any]:
+        """The list; and where what was chosen is not in it any more, nothing is shown of it."""
+        updates, kept = chooser.update(shelf, search, sort, chosen, number)
+        if kept == chosen:  # whoever has chosen another file while this was on its way keeps that one
+            del updates[0]["value"]
+        return [*updates, *(show(shelf, None) if chosen and not kept else [gr.update() for _ in details])]
+
+    def turn(by: int) -> Callable[..., list[Any]]:
+        return lambda shelf, search, sort, chosen, number: read_list(shelf, search, sort, chosen, number + by)
+
+    def read_anew(*asked: Any) -> list[Any]:
+        page.refresh()
+        return read_list(*asked)
+
     asked = [chooser.shelf, chooser.search, chooser.sort, chooser.names]
+    listed = [*chooser.listed, *details]
     for control in (chooser.search, chooser.sort):
         control.change(read_list, asked, listed, **quiet)
-    chooser.shelf.change(lambda shelf, search, sort: chooser.update(shelf, search, sort, None), asked[:3], listed, **quiet).then(
-        lambda shelf: show(shelf, None), [chooser.shelf], details, **quiet)
+    for button, by in ((chooser.earlier, -1), (chooser.later, 1)):
+        button.click(turn(by), [*asked, chooser.number], listed, **quiet)
+    chooser.shelf.change(lambda shelf, search, sort: [*chooser.update(shelf, search, sort, None)[0], *show(shelf, None)], asked[:3], listed, **quiet)
     chooser.names.input(show, place, details, **quiet)
     openings = [chooser.refresh.click, blocks.load, *([tab.select] if tab is not None else [])]
     for opened in openings:
-        opened(read_list, asked, listed, **quiet).then(actions.look_into_trash, [], [actions.trash_list], **quiet)
+        opened(read_anew, asked, listed, **quiet).then(actions.look_into_trash, [], [actions.trash_list], **quiet)
 
     def after(name: str | None, shelf: str, search: str, sort: str) -> list[Any]:
         """What changes on the page once an action has changed the disk: list, details, trash."""
-        return [*chooser.update(shelf, search, sort, name), *shown.update(shelf, name)[:2], *actions.fill(shelf, name), actions.look_into_trash()]
+        return [*chooser.update(shelf, search, sort, name)[0], *shown.update(shelf, name)[:3], *actions.fill(shelf, name), actions.look_into_trash()]
 
-    actions.wire(chooser, after, [*listed, shown.about, shown.picture, *actions.filled, actions.trash_list])
+    actions.wire(chooser, after, [*chooser.listed, shown.about, shown.picture, shown.beside, *actions.filled, actions.trash_list])
     look = make_look(page)
     outputs = [shown.work, shown.stop, shown.seen, actions.figures, actions.comparison]
     if page.polls:
@@ -144,15 +164,31 @@ class _Chooser:
         self.sort = gr.Dropdown(choices=list(SORTS), value="Name", label="Order", elem_id="lycoris_library_sort")
         self.names = gr.Radio(choices=[], label="Files", elem_id="lycoris_library_files", elem_classes=["lycoris-files"], interactive=True)
         self.count = gr.HTML(elem_id="lycoris_library_count")
+        with gr.Row():
+            self.earlier = gr.Button("Earlier", visible=False, elem_id="lycoris_library_earlier", size="sm", min_width=90)
+            self.later = gr.Button("Later", visible=False, elem_id="lycoris_library_later", size="sm", min_width=90)
         self.refresh = gr.Button("Read the folders again", elem_id="lycoris_library_read", size="sm")
+        self.number = gr.State(0)
+        self.listed = [self.names, self.count, self.number, self.earlier, self.later]
 
-    def update(self, shelf: str, search: str, sort: str, chosen: str | None) -> list[Any]:
-        """The list of now, with the chosen file still chosen where it is in it."""
+    def update(self, shelf: str, search: str, sort: str, chosen: str | None, number: int | None = None) -> tuple[list[Any], str | None]:
+        """(the updates of `listed`, the chosen file where it still stands there).
+
+        Args:
+            shelf: what to list.
+            search: words that it has to hold.
+            sort: one of SORTS.
+            chosen: a file.
+            number: the page of the list; None: that on which the chosen file stands.
+        """
         rows = self._page.rows(shelf)
         found = find_rows(rows, search or "", sort)
-        offered = choices(found)
+        last = pages(len(found)) - 1
+        number = page_of(found, chosen) if number is None else min(max(0, number), last)
+        offered = choices(found, number)
         kept = chosen if any(name == chosen for _, name in offered) else None
-        return [gr.update(choices=offered, value=kept), library_text.said(count_words(len(found), len(rows)))]
+        turns = [gr.update(visible=last > 0, interactive=number > 0), gr.update(visible=last > 0, interactive=number < last)]
+        return [gr.update(choices=offered, value=kept), library_text.said(count_words(len(found), len(rows), number)), number, *turns], kept
 
 
 class _Shown:
@@ -166,15 +202,15 @@ class _Shown:
         self.work = gr.HTML(elem_id="lycoris_library_work", elem_classes=["lycoris-progress"])
         with gr.Row():
             self.stop = gr.Button("Stop this work", visible=False, elem_id="lycoris_library_stop", size="sm")
-            self.poll = gr.Button("Refresh", visible=not page.polls, elem_id="lycoris_library_refresh", elem_classes=["lycoris-poll"], size="sm")
+            # a script of the host's page presses it
+            self.poll = gr.Button("Refresh", visible=not page.polls, elem_id="lycoris_library_refresh", elem_classes=["lycoris-poll", "lycoris-hidden"])
         with gr.Row():
             with gr.Column(scale=3, min_width=260):
                 self.about = gr.HTML(library_text.NOTHING_CHOSEN, elem_id="lycoris_library_about")
-            with gr.Column(scale=2, min_width=180):
-                self.picture = gr.Image(label="Preview", interactive=False, visible=False, height=260, elem_id="lycoris_library_picture",
-                                        **compat.plain_image())
+            with gr.Column(scale=2, min_width=180, visible=False) as self.beside:
+                self.picture = gr.Image(label="Preview", interactive=False, height=260, elem_id="lycoris_library_picture", **compat.plain_image())
         self.seen = gr.State("")
-        self.outputs = [self.about, self.picture, self.problem]
+        self.outputs = [self.about, self.picture, self.beside, self.problem]
 
     def said_by(self, actions: Actions) -> None:
         """Where the actions tell what they did and what went wrong."""
@@ -183,10 +219,10 @@ class _Shown:
     def update(self, shelf: str, name: str | None) -> list[Any]:
         """What is known of that file."""
         if not name:
-            return [library_text.NOTHING_CHOSEN, gr.update(value=None, visible=False), ""]
+            return [library_text.NOTHING_CHOSEN, gr.update(value=None), gr.update(visible=False), ""]
         try:
             seen = self._page.describe(name, shelf)
         except LycoError as error:
-            return [library_text.NOTHING_CHOSEN, gr.update(value=None, visible=False), text.problems([str(error)])]
+            return [library_text.NOTHING_CHOSEN, gr.update(value=None), gr.update(visible=False), text.problems([str(error)])]
         picture = self._page.picture(name, shelf)
-        return [library_text.describe(seen), gr.update(value=picture, visible=picture is not None), ""]
+        return [library_text.describe(seen), gr.update(value=picture), gr.update(visible=picture is not None), ""]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 SHOWN = 200
-"""How many entries a page shows at once; the search finds the others."""
+"""How many entries a page of the list has."""
 
 SHORT = {"sd_v1": "SD 1", "sd_v2": "SD 2", "sdxl_base_v1-0": "SDXL"}
 LAYOUTS = {"sd": "SD 1 or 2", "sdxl": "SDXL"}
@@ -33,9 +34,25 @@ def find_rows(rows: Sequence[Mapping[str, Any]], search: str, sort: str) -> list
     return sorted(found, key=value, reverse=down)
 
 
-def choices(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(what is shown, name) of each row; the first line is the name, the second what it is."""
-    return [(f"{row['name']}\n{summary(row)}", row["name"]) for row in rows[:SHOWN]]
+def choices(rows: Sequence[Mapping[str, Any]], page: int = 0) -> list[tuple[str, str]]:
+    """(what is shown, name) of each row of a page, counted from 0; the first line is the name, the second what it is."""
+    return [(f"{one_line(row['name'])}\n{summary(row)}", row["name"]) for row in rows[page * SHOWN:(page + 1) * SHOWN]]
+
+
+def pages(found: int) -> int:
+    """How many pages so many rows fill, at least one."""
+    return max(1, -(-found // SHOWN))
+
+
+def page_of(rows: Sequence[Mapping[str, Any]], name: str | None) -> int:
+    """The page on which that name stands; the first where it does not."""
+    return next((place // SHOWN for place, row in enumerate(rows) if row["name"] == name), 0)
+
+
+def one_line(name: str) -> str:
+    """A name without what would break a line or turn its direction for what follows: a file may be called anything."""
+    plain = "".join(letter if letter.isprintable() or letter in "\u200c\u200d" else " " if letter.isspace() else "\ufffd" for letter in name)
+    return f"\u2068{plain}\u2069" if any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in plain) else plain
 
 
 def summary(row: Mapping[str, Any]) -> str:
@@ -57,12 +74,12 @@ def vectors(row: Mapping[str, Any]) -> str:
     return f"{count} vector{'s' if count != 1 else ''}" if count else ""
 
 
-def count_words(found: int, all_rows: int) -> str:
+def count_words(found: int, all_rows: int, page: int = 0) -> str:
     """How many are shown, in words."""
     if not all_rows:
         return "Nothing is here yet."
     if found > SHOWN:
-        return f"The first {SHOWN} of {found}: search to see others."
+        return f"{page * SHOWN + 1} to {min(found, (page + 1) * SHOWN)} of {found}" + (f", {all_rows} in all" if found != all_rows else "")
     return f"{found} of {all_rows}" if found != all_rows else f"{found} file{'s' if found != 1 else ''}"
 
 

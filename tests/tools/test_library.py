@@ -6,6 +6,8 @@ import argparse
 import base64
 import io
 import json
+import os
+import sys
 import threading
 from pathlib import Path
 
@@ -299,3 +301,64 @@ def test_the_command_line_lists_and_shows_every_kind(tmp_path, capsys):
     assert main(["library", "show", "zorb", "--shelf", "embeddings", "--json", *folders]) == 0
     assert json.loads(capsys.readouterr().out)["vectors"] == 2
     assert main(["library", "rename", "zorb", "bird", "--shelf", "embeddings", *folders]) == 0 and (tmp_path / "bird.safetensors").is_file()
+
+
+HOSTILE = ("it's", 'say "hi"', "<script>alert(1)</script>", "😀 \u05d0\u05d1", "x" * 200, "a & b; $(c)", "per%cent", "[1]*?")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names that Windows has not")
+def test_files_of_any_name_are_listed_shown_renamed_and_deleted(tmp_path):
+    nets = tmp_path / "nets"
+    for number, name in enumerate(name.replace("/", "_") for name in HOSTILE):
+        put(nets / f"{name}.safetensors", seed=number)
+    deep = nets.joinpath(*["deep"] * 30)
+    put(deep / "bottom.safetensors")
+    (nets / "folder.safetensors").mkdir()
+    (nets / "empty.safetensors").write_bytes(b"")
+    (nets / "loop").symlink_to(nets, target_is_directory=True)
+    (nets / "self.safetensors").symlink_to(nets / "self.safetensors")
+    (nets / "gone.safetensors").symlink_to(nets / "nowhere.safetensors")
+    library = command.make_library([str(nets)], [str(nets)], [str(nets)])
+    rows = {row["name"]: row for row in library.rows()}
+    assert len(rows) == len(HOSTILE) + 2 and "bottom" in rows
+    assert rows.pop("empty")["problem"] and library.rows("embeddings") == library.rows("adapters") == []
+    for number, (name, row) in enumerate(rows.items()):
+        assert row["problem"] is None and library.describe(name)["file"] == row["file"]
+        assert library.run("rename", {"name": name, "new": f"plain {number}"})["name"] == f"plain {number}"
+    library.run("delete", {"name": "empty"})
+    assert sorted(row["name"] for row in library.rows()) == sorted(f"plain {number}" for number in range(len(rows)))
+
+
+def test_a_damaged_file_in_a_shared_folder_is_told_of_once(tmp_path):
+    nets, words = tmp_path / "nets", tmp_path / "words"
+    put(nets / "cat.safetensors")
+    words.mkdir()
+    write_embedding(nets / "zorb.safetensors", {"clip_l": torch.ones(2, 768)})
+    write_tensors(nets / "wrong.safetensors", {"emb_params": torch.full((2, 768), float("nan"))}, {})
+    write_adapter(nets / "edges.safetensors", LightAdapter.create(channels=(8, 8, 8, 8)))
+    for path in (nets / "broken.safetensors", words / "cut.safetensors"):
+        path.write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    library = command.make_library([str(nets)], [str(nets), str(words)], [str(nets), str(words)])
+    listed = {shelf: [Path(row["file"]).relative_to(tmp_path).as_posix() for row in library.rows(shelf)] for shelf in library.shelves}
+    assert listed == {"networks": ["nets/broken.safetensors", "nets/cat.safetensors"],
+                      "embeddings": ["words/cut.safetensors", "nets/wrong.safetensors", "nets/zorb.safetensors"], "adapters": ["nets/edges.safetensors"]}
+
+
+def test_a_file_that_vanished_since_it_was_listed_is_told_as_gone(nets, library):
+    assert [row["name"] for row in library.rows()] == ["cat", "dog"]
+    (nets / "cat.safetensors").unlink()
+    with pytest.raises(LycoError, match="cat"):
+        library.describe("cat")
+    assert library.picture("cat") is None
+    assert [row["name"] for row in library.rows()] == ["dog"]
+
+
+def test_the_list_is_not_made_anew_for_each_question(nets, library, monkeypatch):
+    for folder in (nets, nets / "sub"):
+        os.utime(folder, (1e9, 1e9))
+    first = library.rows()
+    monkeypatch.setattr("lib_lycoris.library.shelf.Shelf._shelved", lambda *arguments: pytest.fail("looked at again"))
+    assert library.rows() == first
+    library.refresh()
+    with pytest.raises(pytest.fail.Exception):
+        library.rows()

@@ -15,7 +15,7 @@ from lib_lycoris.errors import ConfigError, LycoError
 from lib_lycoris.tools.actions import ACTIONS
 from lib_lycoris.ui import charts, library_text
 from lib_lycoris.ui.library import LibraryPage, draw_library, make_look
-from lib_lycoris.ui.library_list import SHOWN, SORTS, choices, count_words, find_rows, summary
+from lib_lycoris.ui.library_list import SHOWN, SORTS, choices, count_words, find_rows, page_of, pages, summary
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # gradio's own; the rule "warnings are errors" is for what this project does
 NASTY = "<script>alert(1)</script>"
@@ -40,8 +40,9 @@ class Desk:
 
     def page(self, shelves=("networks",)):
         described = {"remarks": {"activation text": "zorb", "preferred weight": 0.8}, "measured": None, **self._describe}
-        return LibraryPage(actions=ACTIONS, shelves=shelves, rows=lambda shelf: self._rows, describe=lambda name, shelf: {**a_row(name), **described},
-                           picture=lambda name, shelf: None, run=self.run, jobs=lambda: {"version": 3, "jobs": self._jobs}, stop=lambda: None,
+        return LibraryPage(actions=ACTIONS, shelves=shelves, rows=lambda shelf: self._rows, refresh=lambda: self.asked.append("refresh"),
+                           describe=lambda name, shelf: {**a_row(name), **described}, picture=lambda name, shelf: None, run=self.run,
+                           jobs=lambda: {"version": 3, "jobs": self._jobs}, stop=lambda: None,
                            trash=lambda: [{"entry": "e1", "name": "old", "kind": "networks", "bytes": 5, "deleted": 1e9, "files": ["a"]}], polls=False)
 
 
@@ -60,6 +61,14 @@ def button_of(blocks, actions, name):
         return found.fn, [each.elem_id for each in found.inputs]
     number, dependency = next((number, each) for number, each in enumerate(blocks.dependencies) if target in dict.fromkeys(_targets(each)) and each["outputs"])
     return functions[number].fn, [blocks.blocks[each].elem_id for each in dependency["inputs"]]
+
+
+def events_of(blocks, element):
+    """The functions of the events of that element."""
+    target = next(number for number, block in blocks.blocks.items() if getattr(block, "elem_id", None) == element)
+    if isinstance(blocks.fns, dict):
+        return [each.fn for each in blocks.fns.values() if any(one[0] == target for one in each.targets)]
+    return [blocks.fns[number].fn for number, each in enumerate(blocks.dependencies) if target in _targets(each)]
 
 
 def _targets(dependency):
@@ -101,10 +110,48 @@ def test_every_order_takes_rows_that_lack_everything(sort):
     assert found[-1] == "c"
 
 
-def test_of_thousands_the_first_are_shown_and_the_rest_is_told():
-    rows = [a_row(f"n{number:04}") for number in range(5000)]
-    assert len(choices(find_rows(rows, "", "Name"))) == SHOWN
-    assert "5000" in count_words(5000, 5000) and count_words(3, 5000) == "3 of 5000" and "Nothing" in count_words(0, 0)
+def test_of_thousands_a_page_is_shown_and_the_others_can_be_turned_to():
+    rows = find_rows([a_row(f"n{number:04}") for number in range(SHOWN * 2 + 5)], "", "Name")
+    assert [len(choices(rows, page)) for page in range(pages(len(rows)))] == [SHOWN, SHOWN, 5]
+    assert [name for page in range(pages(len(rows))) for _, name in choices(rows, page)] == [row["name"] for row in rows]
+    assert page_of(rows, rows[SHOWN]["name"]) == 1 and page_of(rows, "no such") == page_of(rows, None) == 0 and pages(0) == 1
+    assert count_words(5000, 5000, 1) == f"{SHOWN + 1} to {2 * SHOWN} of 5000" and count_words(3, 5000) == "3 of 5000" and "Nothing" in count_words(0, 0)
+
+
+def test_pages_of_the_list_are_turned_and_a_file_that_is_not_shown_is_no_longer_chosen():
+    blocks, _ = drawn(Desk([a_row(f"n{number:04}") for number in range(SHOWN + 7)]).page())
+    turn = events_of(blocks, "lycoris_library_later")[0]
+    names, count, number, earlier, later, about, *_ = turn("networks", "", "Name", "n0003", 0)
+    assert [len(names["choices"]), names["value"], number, earlier["interactive"], later["interactive"]] == [7, None, 1, True, False]
+    assert f"{SHOWN + 1} to {SHOWN + 7}" in count and "Choose a file" in about
+    assert turn("networks", "", "Name", None, 1)[2] == 1  # there are no more
+    names, _, number, *_ = events_of(blocks, "lycoris_library_search")[0]("networks", "n", "Name", f"n{SHOWN + 2:04}")
+    assert "value" not in names and number == 1  # it stays chosen, or what was chosen while the list was on its way
+    assert f"n{SHOWN + 2:04}" in [name for _, name in names["choices"]]
+
+
+def test_a_list_that_comes_late_takes_no_choice_back():
+    blocks, _ = drawn(Desk([a_row("cat"), a_row("dog")]).page())
+    read = events_of(blocks, "lycoris_library_read")[0]
+    for chosen in (None, "cat"):
+        assert "value" not in read("networks", "", "Name", chosen)[0]
+    assert read("networks", "", "Name", "gone")[0]["value"] is None
+
+
+def test_the_folders_are_read_anew_where_that_is_asked_for_and_not_with_each_key_in_the_search():
+    desk = Desk([a_row("cat")])
+    blocks, _ = drawn(desk.page())
+    events_of(blocks, "lycoris_library_search")[0]("networks", "c", "Name", None)
+    assert desk.asked == []
+    events_of(blocks, "lycoris_library_read")[0]("networks", "c", "Name", None)
+    assert desk.asked == ["refresh"]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\u202egpj.x", "tab\there", "nul\x01", "\u05d0\u05d1 1", NASTY, "😀", "e" * 255, "a'b\"c"])
+def test_a_name_stays_on_its_line_whatever_it_is_called(name):
+    (shown, value), = choices([a_row(name)])
+    first, second = shown.split("\n")
+    assert value == name and second.startswith("LoRA 16") and "\u202e" not in first and first
 
 
 def test_a_line_says_what_a_file_is():

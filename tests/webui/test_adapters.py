@@ -184,6 +184,14 @@ def test_what_can_not_act_is_told_and_a_strict_unit_stops_the_picture(webui, uni
     assert webui.picture(prompt).pictures == base.pictures and webui.model()["hooks"] == {}
 
 
+def test_a_unit_may_name_the_fuser_for_all_and_one_that_is_not_here_is_told(webui):
+    prompt, units = next(fresh), (a_unit(), a_unit("more/second"))
+    plain = clean(controlled(webui, prompt, *units))
+    assert clean(controlled(webui, prompt, units[0] | {"fuser": "none"}, units[1])).pictures == plain.pictures
+    told = controlled(webui, prompt, units[0], units[1] | {"fuser": "nowhere"})
+    assert "the fuser was left out: no adapter is called 'nowhere'" in told.problems and told.pictures == plain.pictures
+
+
 def test_an_adapter_that_can_not_act_leaves_the_others_alone(webui):
     prompt = next(fresh)
     alone = controlled(webui, prompt, a_unit())
@@ -329,12 +337,12 @@ def test_a_style_adapter_needs_clips_encoder_and_acts_with_it(stand_in_webui, mo
     import torch
     from safetensors.torch import save_file
 
+    from lib_lycoris.control import seeing
     from lib_lycoris.library.adapters import write_adapter
     from lib_lycoris.networks.adapters.style import StyleAdapter
     from lib_lycoris.networks.clip_vision import ClipVision
-    from lib_lycoris.webui import clip_vision
 
-    monkeypatch.setattr(clip_vision, "WIDTH", 128)
+    monkeypatch.setattr(seeing, "WIDTH", 128)
     models, prompt = stand_in_webui.networks.parent, next(fresh)
     torch.manual_seed(8)
     write_adapter(models / "T2I-Adapter" / "some style.safetensors", StyleAdapter(width=128, context=16, layers=1, tokens=4))
