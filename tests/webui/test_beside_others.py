@@ -41,7 +41,7 @@ PLACES = {
 
 @dataclass(frozen=True)
 class Neighbour:
-    """What runs beside ours: scripts of the API as it acts, as it idles and as it is on without any effect; the host's settings; how large a picture it needs."""
+    """What runs beside ours: scripts of the API as it acts, as it idles and as it is on without any effect; the host's settings; its picture's size."""
 
     acting: Any
     idle: Any = field(default_factory=dict)
