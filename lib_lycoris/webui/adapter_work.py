@@ -112,7 +112,7 @@ class AdapterWork:
             return
         with self._telling():
             if host.loaded_model() is not self._model:
-                self._attach()
+                self._attach(in_between=True)
             if self._control is not None:
                 rows, self._step = rows_of(params), step_of(params.denoiser)
                 self._expected |= any(unit.acts(*self._step) for unit in self._mapped)
@@ -185,13 +185,16 @@ class AdapterWork:
             if number in wanted:
                 adapter_pictures.add_result(p, processed, made, f"control-map-{number}")
 
-    def _attach(self) -> None:
-        """Puts the features on the model that is loaded now."""
+    def _attach(self, in_between: bool = False) -> None:
+        """Puts the features on the model that is loaded now; `in_between`: it came in the middle of a pass."""
         if self._control is not None:
             self._control.restore()
         self._control, self._model = None, host.loaded_model()
         acting = [each for each in self._asked if each.unit.in_pass(self._hires)]
         if not acting:
+            return
+        if in_between and host.is_refiner(self._model):  # also of a strict unit: who sets a refiner wants it so
+            self.fail("lyco: adapters acted until SDXL's refiner took over: there are none for it", False)
             return
         try:
             host.check_reachable("adapters")

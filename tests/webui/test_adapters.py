@@ -153,6 +153,20 @@ def test_a_refiner_gets_the_features_too(webui, refiner):
     assert webui.model()["hooks"] == {}
 
 
+def test_an_adapter_ends_where_sdxls_refiner_takes_over_and_says_so(stand_in_webui, monkeypatch):
+    from lib_lycoris.webui import host
+
+    prompt, name = next(fresh), stand_in_webui.own_config
+    settings = {"refiner_checkpoint": name, "refiner_switch_at": 0.5}
+    plain, early = stand_in_webui.picture(prompt, **settings), clean(controlled(stand_in_webui, prompt, a_unit(end=0.5), **settings))
+    monkeypatch.setattr(host, "is_refiner", lambda model: model.sd_checkpoint_info.name == name)
+    for unit in (a_unit(), a_unit(strict=True)):
+        guided = controlled(stand_in_webui, prompt, unit, **settings)
+        assert "until SDXL's refiner took over" in guided.problems
+        assert guided.pictures == early.pictures != plain.pictures
+    assert stand_in_webui.model()["hooks"] == {}
+
+
 @pytest.mark.parametrize("what", ["exception", "interrupt", "interrupt in a layer"])
 def test_nothing_stays_on_where_a_picture_breaks_off(webui, what):
     prompt = next(fresh)

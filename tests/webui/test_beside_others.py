@@ -283,8 +283,11 @@ def test_regions_with_prompts_of_their_own_are_told(here):
     told = here.make(name, scripts, unit)
     assert "only Tiled Diffusion's grid of tiles" in told.problems
     assert here.make(name, scripts).pictures == base.pictures
-    tagged = here.make(name, scripts, None, tag)
-    print("TAGGED", tagged.comments, distance(tagged, base), distance(tagged, here.make(name, tiled(tile=8, overlap=4), None, tag)))
+    tagged = clean(here.make(name, scripts, None, tag))
+    for other in (base, here.make(name, scripts, None, f"{tag[:-1]}:stop=1>"), here.make(name, tiled(tile=8, overlap=4), None, tag)):
+        assert distance(tagged, other) > ROUNDING
+    own = here.make(name, tiled(tile=8, overlap=4, regions=((0.0, 0.0, 0.5, 1.0, f"a square{tag}"),)))
+    assert "in the prompts of Tiled Diffusion's regions were left out" in own.problems
     assert not here.webui.model()["hooks"] and not here.errors()
 
 
@@ -314,17 +317,19 @@ def test_pictures_that_a_script_makes_one_after_the_other(here):
     assert not here.webui.model()["hooks"] and not here.errors()
 
 
-def test_a_refiner_of_sdxl_goes_without_the_adapter_and_takes_the_networks_off(here):
+def test_an_adapter_goes_off_where_sdxls_refiner_takes_over(here):
     name, refine = "sdxl-wide", {"refiner_checkpoint": "sdxl-refiner.safetensors", "refiner_switch_at": 0.5, "steps": 4}
     unit, tag = using(name)
-    base = here.make(name)
-    plain = here.make(name, **refine)
+    base, plain = here.make(name), here.make(name, **refine)
     assert plain.pictures != base.pictures
-    for asked in ((unit, ""), (None, tag), (unit, tag)):
+    for asked in ((unit, ""), (unit | {"strict": True}, ""), (None, tag), (unit, tag)):
         made = here.make(name, None, *asked, **refine)
-        print("REFINED", asked[1], made.comments)
+        assert ("adapters acted until SDXL's refiner took over" in made.problems) == (asked[0] is not None)
+        assert "had no home" in made.problems or not asked[1]
         assert distance(made, plain) > ROUNDING
         assert here.make(name, None, *asked, **refine).pictures == made.pictures
+    early = here.make(name, None, unit | {"end": 0.5}, **refine)
+    assert early.pictures == here.make(name, None, unit, **refine).pictures
     assert here.make(name, **refine).pictures == plain.pictures
     assert here.make(name).pictures == base.pictures
     assert not here.webui.model()["hooks"] and not here.errors()
