@@ -101,9 +101,13 @@ def test_the_list_works_by_keyboard_and_a_damaged_file_says_why(page):
     choose(page, "damaged")
     assert "damaged" in page.locator("#lycoris_library_about").inner_text()
     page.locator("#lycoris_library_files input").first.focus()
-    page.keyboard.press("Tab")
-    page.keyboard.press("Space")
+    page.keyboard.press("ArrowDown")
     page.locator("#lycoris_library_about .lycoris-name", has_text="other").wait_for()
+    page.keyboard.press("ArrowDown")
+    page.locator("#lycoris_library_about .lycoris-name", has_text="tabby").wait_for()
+    assert page.locator("#lycoris_library_files input:checked").count() == 1
+    page.keyboard.press("Tab")  # out of the list
+    assert page.evaluate("document.activeElement.closest('#lycoris_library_files') === null && document.activeElement !== document.body")
     unlabelled = page.evaluate("""[...document.querySelectorAll('#lycoris_tab_library input, #lycoris_tab_library textarea, [role=tabpanel] button')]
         .filter(field => field.type !== 'hidden' && field.type !== 'file' && field.offsetParent !== null)
         .filter(field => !(field.labels?.length || field.getAttribute('aria-label') || field.getAttribute('aria-labelledby') || field.textContent.trim()))

@@ -104,7 +104,7 @@ def test_uploaded_pictures_are_trained_on_and_settings_travel(page, tmp_path):
     page.wait_for_function("document.querySelector('#lycoris_data_folders textarea').value.includes('browser-cats')")
     page.get_by_text("4 files were put into").wait_for()
 
-    unfold(page, "files")
+    unfold(page, "settings_files")
     settings = tmp_path / "kohya.json"
     settings.write_text('{"LoRA_type": "LyCORIS/LoHa", "network_dim": 7, "max_train_steps": 33, "color_aug": true}', encoding="utf-8")
     page.locator("#lycoris_import input[type=file]").set_input_files(settings)

@@ -141,7 +141,8 @@ def test_a_numbers_range_is_told_in_short_words(more, words):
 
 
 def test_the_studios_page_is_built_with_both_tabs_and_no_element_twice():
-    blocks = make_page(Desk().page(), a_generate_page(), lambda: "world", dict)
+    whole = {"config": dict, "presets": list, "export": dict, "sample": dict, "pictures": dict, "upload": dict}
+    blocks = make_page(Desk().page(**whole), a_generate_page(), lambda: "world", dict)
     ids = [block.elem_id for block in blocks.blocks.values() if getattr(block, "elem_id", None)]
     assert len(set(ids)) == len(ids)
     assert {"lycoris_tab_generate", "lycoris_tab_train", "lycoris_start", "lycoris_generate_prompt", "lycoris_data_folders"} <= set(ids)
