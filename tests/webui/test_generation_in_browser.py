@@ -64,13 +64,16 @@ def test_what_ends_a_picture_leaves_nothing_behind(page, real_webui, unchanged, 
     assert acts(generate(page, PROMPT))
 
 
-def test_another_checkpoint_and_back(page, real_webui, unchanged):  # noqa: F811
+def test_another_checkpoint_and_back(page, real_webui):
+    before, model = real_webui.picture("a large red circle"), real_webui.model()
     assert acts(generate(page, PROMPT))
     choose(page, "setting_sd_model_checkpoint", "apart")
     other = generate(page, PROMPT)
     assert acts(other) and "Model: apart" in other
     choose(page, "setting_sd_model_checkpoint", "base.safetensors")
     assert "Model: base" in generate(page, PROMPT)
+    after = real_webui.model()  # the tensors are others now
+    assert (after["bits"], after["hooks"]) == (model["bits"], model["hooks"]) and real_webui.picture("a large red circle").pictures == before.pictures
 
 
 def test_generate_forever_until_it_is_cancelled(page, real_webui, unchanged):  # noqa: F811
