@@ -29,3 +29,6 @@ _GENERATE = """
 """
 
 CSS = text.CSS + library_text.CSS + _COMPLETE + _GENERATE
+
+HEAD = "<style>.gradio-container { overflow: clip !important; }</style>"
+"""For the studio's page alone, as gradio puts its own names before what stands in CSS: what is hidden there by `overflow` could not stay in sight (sticky)."""

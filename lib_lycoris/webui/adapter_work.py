@@ -81,7 +81,7 @@ class AdapterWork:
         if not asked and not problems:
             return
         work = p.lyco_adapters = AdapterWork(p, adapters, asked, fuser)
-        p.sample = Sample(p, work)
+        p.sample = Sample(p)
         for each in asked:
             p.extra_generation_params[INFOTEXT.format(each.number)] = render_unit(each.unit)
         for problem, strict in problems:
@@ -267,19 +267,25 @@ class AdapterWork:
 
 
 class Sample:
-    """Stands in for one picture's own `sample`, in the instance alone: whatever happens in it, nothing of ours is on the model afterwards."""
+    """Stands in for one picture's own `sample`, in the instance alone: whatever happens in it, nothing of ours is on the model afterwards.
 
-    def __init__(self, p: Any, work: AdapterWork):
+    It asks at each call what the picture's units are: scripts make several runs with one `p`, and another extension that stands in for `sample` too, as
+    ControlNet does, may hold on to the one of the first run.
+    """
+
+    def __init__(self, p: Any):
         self._owner = weakref.ref(p)
-        self._work = work
         self._before = vars(p).get("sample")
 
     def __call__(self, *values: Any, **named: Any) -> Any:
         """The latents or pictures, as the host's method of this name gives them."""
-        p, work = self._owner(), self._work
+        p = self._owner()
+        sample, work = self._before or type(p).sample.__get__(p), AdapterWork.of(p)
+        if work is None:
+            return sample(*values, **named)
         try:
             work.raise_if_stopped()
-            made = (self._before or type(p).sample.__get__(p))(*values, **named)
+            made = sample(*values, **named)
             work.check()
             work.raise_if_stopped()
             return made

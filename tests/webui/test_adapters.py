@@ -309,6 +309,30 @@ def test_the_hires_pass_makes_its_map_anew_from_the_picture_as_much_finer_as_it_
     assert [resolution for resolution, _, _ in made] == [48, min(50, finer)]
 
 
+def test_nothing_stays_on_where_another_keeps_our_stand_in_for_sample_of_an_earlier_run(stand_in_webui, monkeypatch):
+    """As ControlNet does it, which comes after us, where a script makes several runs with one picture in work."""
+    from modules import processing, scripts
+
+    class Keeping(scripts.Script):
+        def process(self, p, *args):
+            if not hasattr(p, "sample_of_before"):
+                p.sample_of_before = p.sample
+            p.sample = lambda *values: p.sample_of_before(*values)
+
+    prompt, run, script = next(fresh), processing.process_images, Keeping()
+    base, wanted = stand_in_webui.picture(prompt), controlled(stand_in_webui, prompt, a_unit())
+    stand_in_webui._scripts.append(script)
+    monkeypatch.setattr(processing, "process_images", lambda p: (run(p), run(p), run(p))[-1])
+    try:
+        made = clean(controlled(stand_in_webui, prompt, a_unit()))
+        assert "needs a picture" in controlled(stand_in_webui, prompt, a_unit(picture=None)).problems
+    finally:
+        stand_in_webui._scripts.remove(script)
+    assert made.pictures == wanted.pictures and stand_in_webui.model()["hooks"] == {}
+    monkeypatch.undo()
+    assert stand_in_webui.picture(prompt).pictures == base.pictures
+
+
 def test_a_style_adapter_needs_clips_encoder_and_acts_with_it(stand_in_webui, monkeypatch):
     import torch
     from safetensors.torch import save_file
