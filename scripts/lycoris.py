@@ -24,7 +24,7 @@ def _start():
     from lib_lycoris.webui.training import Training
 
     extension, drawing = Extension(), _Drawing()
-    training = Training(extension.applier, _draw_sample)
+    training = Training(extension.applier, _sample_set)
     adapters = Adapters()
     pages = Pages(extension.applier, adapters, lambda kind, **arguments: drawing.setting(kind, **arguments), drawing)
     registration = Registration([extension.before_ui, pages.before_ui], [
@@ -44,7 +44,7 @@ def _adapter_page(adapters):
     """The accordion's page over plain functions."""
     from lib_lycoris.ui.adapters import AdapterPage
 
-    return AdapterPage(names=adapters.names, describe=adapters.describe, preprocessors=adapters.preprocessors, preview=adapters.preview)
+    return AdapterPage.over(adapters)
 
 
 def _draw_tab(training, pages):
@@ -61,12 +61,11 @@ def _draw_tab(training, pages):
     return make_tab(page, library=LibraryPage.over(pages.library, ACTIONS, polls=False)), NAME, ELEMENT
 
 
-def _draw_sample(folder):
-    """Draws pictures of a shape that the embedded checkpoint has never seen; this part of the studio needs no package that the WebUI lacks."""
-    from lib_lycoris.studio.world.dataset import draw_dataset
-    from lib_lycoris.studio.world.scenes import CONCEPT_SHAPE
+def _sample_set(kind):
+    """Sample pictures for a kind of network; this part of the studio needs no package that the WebUI lacks."""
+    from lib_lycoris.studio.world.samples import sample_set
 
-    draw_dataset(folder, shape=CONCEPT_SHAPE)
+    return sample_set(kind)
 
 
 def _add_routes(app, extension, pages, training, adapters):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import ConfigError
-from ..training.config import json_schema
+from ..training.config import KINDS, json_schema
 
 LARGEST_UPLOAD = 150_000_000
 """Bytes of JSON in one upload; larger sets go in parts."""
@@ -29,7 +29,8 @@ def add_desk(add: Callable[..., None], desk: Any) -> None:
         lambda body: desk.caption(_part(body, "config"), str(body.get("path")), body.get("caption")),
         _schema({"config": config, "path": _TEXT, "caption": _TEXT}, "config", "path", "caption"))
     add("POST", "/train/upload", "Put pictures and captions into a dataset folder of ours", desk.upload_encoded, _UPLOAD, True, LARGEST_UPLOAD)
-    add("POST", "/train/sample", "Draw the sample pictures; gives their folder", desk.sample if desk.has_sample else None)
+    add("POST", "/train/sample", "Draw the sample pictures for a kind of network; gives their folder, and settings that belong to them",
+        (lambda body: desk.sample((body or {}).get("kind", KINDS[0]))) if desk.has_sample else None, _SAMPLE, required=False)
     add("POST", "/train/thumbnail", "A preview picture of the newest training as a small JPEG in base64",
         lambda body: {"image": base64.b64encode(desk.thumbnail(str(body.get("path")))).decode("ascii")}, _schema({"path": _TEXT}, "path"))
     add("POST", "/train/export", "A config as a config file and as a command line", desk.export, config)
@@ -60,6 +61,7 @@ def _schema(properties: Mapping[str, Any], *required: str) -> dict[str, Any]:
 
 
 _TEXT = {"type": "string"}
+_SAMPLE = _schema({"kind": {"enum": list(KINDS), "default": KINDS[0]}})
 _UPLOAD = _schema({
     "name": {"type": "string", "description": "Of the dataset folder"},
     "files": {"type": "array", "items": _schema({"name": _TEXT, "data": {"type": "string", "description": "The content in base64"}}, "name", "data")},

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, LycoError, shown
-from .units import requested_units
+from .units import make_seeing, requested_units
 
 _SIDES = ("width", "height")
 _LARGEST_SIDE = 4096
@@ -22,15 +22,17 @@ class Adapters:
         folders: looked through whenever they are listed.
         fits: gives (base model, channels) of the loaded checkpoint, or None where none is loaded.
         samples: files by name that are listed too.
+        clip_vision: CLIP's picture encoder, a file or a folder with one; None: looked for in the folders.
     """
 
     def __init__(self, folders: Sequence[str | Path], fits: Callable[[], tuple[str, tuple[int, ...]] | None],
-                 samples: Mapping[str, Path] | None = None) -> None:
+                 samples: Mapping[str, Path] | None = None, clip_vision: str | None = None) -> None:
         from ..control.preparing import Preparation
         from ..library.adapters import AdapterShelf
 
         self._fits = fits
-        self.preparation = Preparation(AdapterShelf(folders, samples=samples))
+        shelf = AdapterShelf(folders, samples=samples)
+        self.preparation = Preparation(shelf, make_seeing(shelf, clip_vision))
 
     def rows(self) -> list[dict[str, Any]]:
         """Every adapter file as plain values, with the preprocessor that belongs to it and whether it fits the loaded checkpoint."""
@@ -44,6 +46,10 @@ class Adapters:
         """Adapters that fit the loaded checkpoint, or all where none is loaded yet."""
         return self.preparation.shelf.names(*(self._fits() or ()))
 
+    def fusers(self) -> list[str]:
+        """CoAdapter fusers that fit the loaded checkpoint, or all where none is loaded yet."""
+        return self.preparation.shelf.names(*(self._fits() or ()), kinds=("fuser",))
+
     def describe(self, name: str) -> dict[str, Any]:
         """What `control.telling.tell_adapter` says of an adapter: {"words": one line, "preprocessor", "resolution", "values"}.
 
@@ -53,7 +59,7 @@ class Adapters:
         from ..control.telling import tell_adapter
 
         facts, loaded = self.preparation.shelf.facts(name), self._fits()
-        seeing = "" if self.preparation.see is not None else "it needs CLIP's picture encoder, which the page does not load: use generate --clip-vision"
+        seeing = self.preparation.see.describe(facts.width) if facts.kind == "style" else ""
         fits = loaded is None or facts.fits(loaded[0], None if facts.kind == "style" else loaded[1])
         return tell_adapter(name, facts, fits, seeing)
 

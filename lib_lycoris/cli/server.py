@@ -112,16 +112,17 @@ def make_app(bench: Workbench) -> Any:
     callables = Callables(networks=bench.shelf.rows, network=bench.shelf.look_into, remark=bench.shelf.remark, delete=bench.shelf.delete,
                           train=bench.train, state=bench.state, stop=bench.stop, pause=bench.pause, resume=bench.resume, preview=bench.preview,
                           check=bench.check, desk=bench.desk, generate=lambda values: _generate(bench, values), library=library_calls(bench.library),
-                          pictures=bench.pictures, recall=bench.recall, read_picture=bench.read_picture, words=bench.words,
+                          pictures=bench.pictures, recall=lambda name: _encoded(bench.recall(name)),
+                          read_picture=lambda values: _encoded(bench.read_picture(values)), words=bench.words,
                           embeddings=bench.embeddings.rows, embedding=bench.embeddings.look_into, remark_embedding=bench.embeddings.remark,
                           delete_embedding=bench.embeddings.delete,
                           adapters=bench.adapters.rows, control_map=bench.adapters.control_map, preprocessors=bench.adapters.preprocessors)
     add_routes(app, callables, picture=record)
     page = make_page(bench, record)
-    allowed = [str((bench.outputs / folder).resolve()) for folder in ("pictures", "control-maps")]
-    script = (Path(style.__file__).parent / "complete.js").read_text(encoding="utf-8")
-    return gr.mount_gradio_app(app, page, path="/", css=style.CSS, head=f"<script>{script}</script>", allowed_paths=allowed, footer_links=[], ssr_mode=False,
-                               show_error=False, max_file_size=LARGEST_UPLOAD)
+    allowed = [str((bench.outputs / folder).resolve()) for folder in ("pictures", "control-maps", "control-pictures")]
+    script = "\n".join((Path(style.__file__).parent / name).read_text(encoding="utf-8") for name in ("complete.js", "keys.js"))
+    return gr.mount_gradio_app(app, page, path="/", css=style.CSS, head=f"{style.HEAD}<script>{script}</script>", allowed_paths=allowed, footer_links=[],
+                               ssr_mode=False, show_error=False, max_file_size=LARGEST_UPLOAD)
 
 
 def make_page(bench: Workbench, record: list[Any]) -> Any:
@@ -148,8 +149,7 @@ def make_adapters(adapters: Any) -> Any:
     """What the adapters' part of the Generate tab does, over a `cli.adapters.Adapters`."""
     from ..ui.adapters import AdapterPage
 
-    return AdapterPage(names=adapters.names, describe=adapters.describe, preprocessors=adapters.preprocessors, preview=adapters.preview,
-                       begin="Adapters that fit the checkpoint; put files into the folder adapters, or train one, and refresh.")
+    return AdapterPage.over(adapters, "Adapters that fit the checkpoint; put files into the folder adapters, or train one, and refresh.")
 
 
 def make_library(library: Any) -> Any:
@@ -175,6 +175,17 @@ def _generate(bench: Workbench, values: Mapping[str, Any]) -> dict[str, Any]:
         picture["image"] = base64.b64encode(Path(picture["path"]).read_bytes()).decode("ascii")
         picture["map_images"] = [base64.b64encode(Path(path).read_bytes()).decode("ascii") for path in picture["maps"]]
     return made
+
+
+def _encoded(recalled: Mapping[str, Any]) -> dict[str, Any]:
+    """What a picture tells, as a program wants it: with the bytes of its units' pictures in base64, so that it can be posted to `generate` again."""
+
+    def encode(value: Any) -> Any:
+        if isinstance(value, list):
+            return [encode(each) for each in value]
+        return base64.b64encode(value.read_bytes()).decode("ascii") if isinstance(value, Path) else value
+
+    return {**recalled, "units": [{name: encode(value) for name, value in unit.items()} for unit in recalled["units"]]}
 
 
 def _end_training(bench: Workbench) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .arguments import add_checkpoint, add_embeddings, add_networks, embedding_folders, network_folders, whole_number
-from .units import adapter_folders, add_adapters
+from .units import adapter_folders, add_adapters, add_clip_vision
 
 NAME = "studio"
 SUMMARY = "open the studio's page for the browser"
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     add_networks(parser)
     add_adapters(parser)
+    add_clip_vision(parser)
     add_embeddings(parser)
     parser.add_argument("--port", metavar="N", type=whole_number(1, 65535), help="the port to listen on (left out: 7865, or the next one that is free)")
 
@@ -34,5 +35,5 @@ def run(arguments: argparse.Namespace) -> None:
     from .workbench import Workbench
 
     bench = Workbench(arguments.checkpoint, network_folders(arguments.networks), embeddings=embedding_folders(arguments.embeddings),
-                      adapters=adapter_folders(arguments.adapters))
+                      adapters=adapter_folders(arguments.adapters), clip_vision=arguments.clip_vision)
     serve(bench, arguments.port)

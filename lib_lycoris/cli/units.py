@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, shown
+from ..prompt.unit import Unit
+from ..setting import section_settings
 
 ADAPTER_FOLDERS = ("outputs", "adapters")
 """Where adapters are looked for: what was trained here, and what was brought from elsewhere."""
@@ -31,6 +33,8 @@ class _Of(argparse.Action):
             parser.error(f"{option_string} says something of an adapter: name it first, with --adapter FILE")
         elif self.dest == "control":
             units[-1]["pictures"].append(values)
+        elif self.dest == "adapter_set":
+            units[-1] |= values
         else:
             units[-1][self.dest] = True if self.nargs == 0 else values
         namespace.units = units
@@ -48,15 +52,37 @@ def add_units(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--region", metavar="PICTURE", dest="mask", action=_Of, help="where it acts: white on black")
     group.add_argument("--save-map", dest="save_map", nargs=0, action=_Of, help="write its control map too, beside the picture")
     group.add_argument("--strict-adapter", dest="strict", nargs=0, action=_Of, help="stop where it can't act, instead of going on without it")
+    group.add_argument("--adapter-set", metavar="NAME=VALUE", type=_read_setting, action=_Of,
+                       help="any other value of the page's: threshold_a=50, palette=#ff0000, keypoints=@pose.json, level_weights=1,0.8,0.6,1, …")
     add_adapters(parser)
     parser.add_argument("--fuser", metavar="NAME", default="auto", help="the CoAdapter fuser's file, auto (one that is there, for several adapters) or none")
-    parser.add_argument("--clip-vision", metavar="PATH", help="CLIP's picture encoder (clip-vit-large-patch14's file or folder), which style adapters need")
+    add_clip_vision(parser)
+
+
+def add_clip_vision(parser: argparse.ArgumentParser) -> None:
+    """Adds --clip-vision."""
+    parser.add_argument("--clip-vision", metavar="PATH",
+                        help="CLIP's picture encoder, which style adapters need: clip-vit-large-patch14's model.safetensors, or a folder with it "
+                             "(left out: looked for among the adapters and in Hugging Face's cache)")
 
 
 def add_adapters(parser: argparse.ArgumentParser) -> None:
     """Adds --adapters."""
     parser.add_argument("--adapters", metavar="DIR", action="append",
                         help=f"a folder in which T2I-Adapters are looked for; may be given again (left out: {' and '.join(ADAPTER_FOLDERS)})")
+
+
+def _read_setting(text: str) -> dict[str, Any]:
+    """{name: value} of a unit's field as the command line spells it; @FILE is what stands in that file."""
+    name, equals, value = text.partition("=")
+    record = {setting.name: setting for setting in section_settings(Unit)}
+    if not equals or name.strip() not in record:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=VALUE with one of {', '.join(record)}")
+    try:
+        content = Path(value[1:]).read_text(encoding="utf-8") if value.startswith("@") else value
+        return {name.strip(): record[name.strip()].parse(content)}
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def asked_units(units: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -79,17 +105,37 @@ def requested_units(units: Any) -> list[Any]:
     return [_asked({_OTHER_NAMES.get(name, name): value for name, value in values.items()}, _read_given) for values in units]
 
 
-def make_preparation(folders: Sequence[str | Path], clip_vision: str | None = None, device: Any = "cpu") -> Any:
-    """What finds the adapters in these folders."""
+def make_preparation(folders: Sequence[str | Path], clip_vision: str | None = None) -> Any:
+    """What finds the adapters in these folders.
+
+    Raises:
+        ConfigError: no picture encoder is where `clip_vision` says.
+    """
     from ..control.preparing import Preparation
     from ..library.adapters import AdapterShelf
 
-    see = None
-    if clip_vision is not None:
-        from ..studio.clip_vision import load_clip_vision
+    shelf = AdapterShelf(folders, outside=True)
+    return Preparation(shelf, make_seeing(shelf, clip_vision))
 
-        see = load_clip_vision(clip_vision, device)
-    return Preparation(AdapterShelf(folders, outside=True), see)
+
+def make_seeing(shelf: Any, clip_vision: str | None = None) -> Any:
+    """What style adapters see by: the file that is named, or one among the shelf's adapters, or in Hugging Face's cache.
+
+    Raises:
+        ConfigError: what is named is no such encoder.
+    """
+    from ..control.seeing import FILE, WIDTH, Seeing, hugging_face_cache
+    from ..library.clip_vision import find_clip_vision
+
+    if clip_vision is not None and find_clip_vision([clip_vision], WIDTH) is None:
+        raise ConfigError(f"--clip-vision {shown(clip_vision)}: no picture encoder of CLIP's ViT-L/14 is there; get {FILE}")
+    named = [] if clip_vision is None else [Path(clip_vision)]
+
+    def home() -> str:
+        folder = shelf.folders[-1] if shelf.folders else Path("adapters")
+        return f"{shown((folder / 'CLIP-vision').resolve())}, or name it with --clip-vision"
+
+    return Seeing(lambda: [*named, *shelf.folders, hugging_face_cache()], home)
 
 
 def adapter_folders(given: list[str] | None) -> list[str]:

@@ -40,10 +40,12 @@ class Workbench:
         folders: where networks are looked for.
         outputs: where pictures go, and datasets and presets, each to a folder of their own.
         embeddings: where embeddings are looked for; None: where networks are.
+        adapters: where adapters are looked for; None: where pictures go.
+        clip_vision: CLIP's picture encoder, a file or a folder with one; None: looked for among the adapters.
     """
 
     def __init__(self, checkpoint: str | None = None, folders: list[str] | None = None, outputs: Path = OUTPUTS,
-                 embeddings: list[str] | None = None, adapters: list[str] | None = None) -> None:
+                 embeddings: list[str] | None = None, adapters: list[str] | None = None, clip_vision: str | None = None) -> None:
         self.checkpoint, self.outputs = checkpoint, outputs
         self._folders = [Path(folder) for folder in folders or [str(outputs)]]
         self._embedding_folders = [Path(folder) for folder in embeddings] if embeddings else list(self._folders)
@@ -57,12 +59,12 @@ class Workbench:
         self._catalogue = self._make_catalogue()
         self._shelf = self._make_shelf()
         self._embeddings = self._make_embeddings()
-        self.adapters = Adapters(adapters or [outputs], lambda: channels_of(self._model), _samples() if checkpoint is None else None)
+        self.adapters = Adapters(adapters or [outputs], lambda: channels_of(self._model), _samples() if checkpoint is None else None, clip_vision)
         self.library = self._make_library()
         self.job = TrainJob(self._train, self._lock, self._home / "training.json")
         self._paces = Paces(self._home / "paces.json")
         self._fence = Fence(lambda: [self.outputs, *self._folders])
-        self.desk = Desk(self._home, self._fence, TrainConfig.from_dict, self.job, _draw_sample)
+        self.desk = Desk(self._home, self._fence, TrainConfig.from_dict, self.job, _sample_set)
 
     def load(self) -> None:
         """Loads the model; a failure is kept for everybody who waits, and for `error`."""
@@ -194,6 +196,10 @@ class Workbench:
                                 fuser=str(more.get("fuser", "auto")))
         finally:
             self._lock.release()
+        if units:
+            from ..prompt.infotext import parse_infotext
+
+            self._kept().keep(units, parse_infotext(pictures[0].infotext).fields)
         return {"pictures": self._write(pictures), "problems": list(pictures[0].problems), "interrupted": pictures[0].interrupted}
 
     def stop_generating(self) -> None:
@@ -243,24 +249,25 @@ class Workbench:
         return self._history().rows(count)
 
     def recall(self, name: str) -> dict[str, Any]:
-        """How one of them was made: {"infotext", "settings", "problems"}.
+        """How one of them was made: {"infotext", "settings", "units", "fuser", "problems"}; pictures of units are paths.
 
         Raises:
             ConfigError: there is none of that name, or it holds no settings.
         """
-        from ..studio.recall import read_infotext, recall
-
-        return recall(read_infotext(self._history().find(name)), self._checkpoint_name()).to_dict()
+        return self._recalled(self._history().find(name))
 
     def read_settings(self, data: bytes) -> dict[str, Any]:
-        """The settings in a PNG's bytes: {"infotext", "settings", "problems"}.
+        """The same of a PNG's bytes.
 
         Raises:
             ConfigError: it is no PNG, or holds no settings.
         """
-        from ..studio.recall import read_settings
+        return self._recalled(data)
 
-        return read_settings(data, self._checkpoint_name()).to_dict()
+    def _recalled(self, source: bytes | Path) -> dict[str, Any]:
+        from ..studio.recall import read_infotext, recall
+
+        return recall(read_infotext(source), self._checkpoint_name(), self._kept(), self.adapters.preparation.shelf.find).to_dict()
 
     def read_picture(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The same for {"image": base64}.
@@ -287,6 +294,11 @@ class Workbench:
         rows = (row for row in self.embeddings.rows() if not row["problem"] and base in (None, row["base_model"]))
         found += [{"kind": "embedding", "name": row["name"], "insert": row["name"], "about": f"embedding, {_vectors(row['vectors'])}"} for row in rows]
         return found
+
+    def _kept(self) -> Any:
+        from ..studio.kept import Kept
+
+        return Kept(self.outputs / "control-pictures")
 
     def _history(self) -> Any:
         from ..studio.recall import PictureFolder
@@ -385,8 +397,7 @@ def _vectors(count: int) -> str:
     return f"{count} vector{'s' if count != 1 else ''}"
 
 
-def _draw_sample(folder: Path) -> None:
-    from ..studio.world.dataset import draw_dataset
-    from ..studio.world.scenes import CONCEPT_SHAPE
+def _sample_set(kind: str) -> Any:
+    from ..studio.world.samples import sample_set
 
-    draw_dataset(folder, shape=CONCEPT_SHAPE)
+    return sample_set(kind)

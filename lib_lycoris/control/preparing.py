@@ -16,12 +16,12 @@ from lib_lycoris.networks.adapters.fuser import TASKS, CoAdapterFuser
 from lib_lycoris.preprocess.sizes import fit
 from lib_lycoris.preprocess.table import as_picture
 from lib_lycoris.prompt.unit import Unit
+from lib_lycoris.prompt.unit_values import AUTO_FUSER, NO_FUSER
 
 from .control import Control
 from .making import FeatureCache, See, grown_resolution, make_map, settled_unit
 from .part import Part
 
-NO_FUSER, AUTO_FUSER = "none", "auto"
 LAYOUTS = {"sd": "SD 1 or SD 2", "sdxl": "SDXL"}
 """Whose UNet has which layout of feature maps."""
 

@@ -35,15 +35,7 @@ def add_product(
     dtype = output.dtype
     if x.dtype != dtype or down.dtype != dtype or up.dtype != dtype:
         x, down, up = x.to(dtype), down.to(dtype), up.to(dtype)
-    if values is not None:
-        return _Added.apply(output, x, down, up, values.to(dtype), scale, geometry)
-    with as_given(x.device.type):
-        if geometry is not None:  # the layer itself keeps x
-            inner = _CONVOLUTIONS[down.ndim](x, down, None, *geometry)
-        else:
-            make = recipe(x)
-            inner = F.linear(x, down).view(-1, len(down)) if make is None else _Inner.apply(x, down, make)
-        return _plus(output, inner, up.flatten(1) if up.ndim > 2 else up, scale)
+    return _Added.apply(output, x, down, up, None if values is None else values.to(dtype), scale, geometry)
 
 
 def add_made_product(
@@ -62,48 +54,35 @@ def pulled(values: Sequence[Tensor], parameters: Sequence[Tensor]) -> Pull:
     return lambda *gradients: torch.autograd.grad(values, parameters, gradients, allow_unused=True)
 
 
-class _Inner(torch.autograd.Function):
-    """x · downᵀ [N,R], with x made anew for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, down: Tensor, make: Callable[[], Tensor]) -> Tensor:
-        ctx.make, ctx.shape = make, x.shape
-        ctx.save_for_backward(down)
-        return _rows(x) @ down.t()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        down, = ctx.saved_tensors
-        with as_given(gradient.device.type):
-            by_down = gradient.t() @ _rows(ctx.make()) if ctx.needs_input_grad[1] else None
-            return (gradient @ down).view(ctx.shape), by_down, None
-
-
 class _Added(torch.autograd.Function):
-    """With values between the factors: only what they are multiplied with is kept, not the product too."""
+    """Keeps what the first factor gives, without the values, or not even that."""
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, x: Tensor, down: Tensor, up: Tensor, values: Tensor, scale: float, geometry: Geometry | None
+        ctx: Any, output: Tensor, x: Tensor, down: Tensor, up: Tensor, values: Tensor | None, scale: float, geometry: Geometry | None
     ) -> Tensor:
         with as_given(x.device.type):
             inner = _inner(x, down, geometry)
-            total = _plus(output, inner * _across(values, inner), up.flatten(1), scale)
+            total = _plus(output, _weighted(inner, values), up.flatten(1) if up.ndim > 2 else up, scale, _is_ours(output))
         ctx.recipe, ctx.scale, ctx.geometry = recipe(x), scale, geometry
-        ctx.save_for_backward(None if ctx.recipe else x, inner, down, up, values)
+        ctx.save_for_backward(None if ctx.recipe else x, None if _outgrows(inner, down, up) else inner, down, up, values)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, down, up, values = ctx.saved_tensors
         wanted = ctx.needs_input_grad
+        by_values = by_up = None
         with as_given(gradient.device.type):
             x = ctx.recipe() if x is None else x
-            outer = _back_inner(gradient, up.flatten(1), ctx.scale, ctx.geometry)
-            by_values = (outer * inner).sum([axis for axis in range(inner.ndim) if axis != 1]).view(values.shape) if wanted[4] else None
-            by_up = _back_up(gradient, inner * _across(values, inner), ctx.scale, ctx.geometry).reshape(up.shape) if wanted[3] else None
-            outer = outer * _across(values, outer)
-            by_x, by_down = _back_down(outer, x, down, ctx.geometry, wanted[1], wanted[2])
+            if inner is None and (wanted[3] or wanted[4]):
+                inner = _inner(x, down, ctx.geometry)
+            outer = _back_inner(gradient, up.flatten(1) if up.ndim > 2 else up, ctx.scale, ctx.geometry)
+            if wanted[4]:
+                by_values = (outer * inner).sum([axis for axis in range(inner.ndim) if axis != 1]).view(values.shape)
+            if wanted[3]:
+                by_up = _back_up(gradient, _weighted(inner, values), ctx.scale, ctx.geometry).reshape(up.shape)
+            by_x, by_down = _back_down(_weighted(outer, values), x, down, ctx.geometry, wanted[1], wanted[2])
         return gradient if wanted[0] else None, by_x, by_down, by_up, by_values, None, None
 
 
@@ -116,7 +95,7 @@ class _AddedMade(torch.autograd.Function):
         with as_given(x.device.type):
             up, down = (factor.to(output.dtype) for factor in make()[0])
             inner = _inner(x, down, geometry)
-            total = _plus(output, inner, up, scale)
+            total = _plus(output, inner, up, scale, _is_ours(output))
         ctx.recipe, ctx.make, ctx.scale, ctx.geometry = recipe(x), make, scale, geometry
         ctx.save_for_backward(None if ctx.recipe else x, inner, *parameters)
         return total
@@ -136,6 +115,15 @@ class _AddedMade(torch.autograd.Function):
         return gradient if ctx.needs_input_grad[0] else None, by_x, None, None, None, *gradients
 
 
+def _outgrows(inner: Tensor, down: Tensor, up: Tensor) -> bool:
+    """Whether what lies between the factors is that much larger than they are that to make it a second time is the smaller price.
+
+    The first product is a sixth of what the factors cost in a step, and only where they are small; kept, it is what a LoRA takes most of beyond its parameters
+    and the optimiser's share of them.
+    """
+    return inner.numel() // len(down) > 2 * (down[0].numel() + len(up))
+
+
 def _inner(x: Tensor, down: Tensor, geometry: Geometry | None) -> Tensor:
     """[N,R] of a linear layer, [B,R,H',W'] of a convolution."""
     if geometry is None:
@@ -143,12 +131,26 @@ def _inner(x: Tensor, down: Tensor, geometry: Geometry | None) -> Tensor:
     return _CONVOLUTIONS[down.ndim](x, down, None, *geometry)
 
 
-def _plus(output: Tensor, inner: Tensor, up: Tensor, scale: float) -> Tensor:
+_FRESH = {"AddmmBackward0", "MmBackward0", "ViewBackward0", "UnsafeViewBackward0", "ConvolutionBackward0"}
+"""What made a tensor that a linear layer or convolution gave away and doesn't keep itself."""
+
+
+def _is_ours(output: Tensor) -> bool:
+    """Whether the layer's output can be added to where it is, as nobody needs it any more; torch raises an error should somebody after all."""
+    return output.grad_fn is not None and output.grad_fn.name() in _FRESH
+
+
+def _plus(output: Tensor, inner: Tensor, up: Tensor, scale: float, in_place: bool) -> Tensor:
+    total = output.detach() if in_place else output.clone()
     if inner.ndim == 2:
-        return torch.addmm(_rows(output), inner, up.t(), alpha=scale).view(output.shape)
-    if not output.is_contiguous():  # channels last: places are rows
-        return torch.addmm(_rows(output.movedim(1, -1)), _rows(inner.movedim(1, -1)), up.t(), alpha=scale).view(output.movedim(1, -1).shape).movedim(-1, 1)
-    return torch.baddbmm(output.flatten(2), up.expand(len(output), -1, -1), inner.flatten(2), alpha=scale).view(output.shape)
+        total = total.contiguous()
+        _rows(total).addmm_(inner, up.t(), alpha=scale)
+    elif not total.is_contiguous() and (rows := total.movedim(1, -1)).is_contiguous():  # channels last: places are rows
+        _rows(rows).addmm_(_rows(inner.movedim(1, -1)), up.t(), alpha=scale)
+    else:
+        total = total.contiguous()
+        total.flatten(2).baddbmm_(up.expand(len(output), -1, -1), inner.flatten(2), alpha=scale)
+    return total
 
 
 def _back_inner(gradient: Tensor, up: Tensor, scale: float, geometry: Geometry | None) -> Tensor:
@@ -191,6 +193,6 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-def _across(values: Tensor, inner: Tensor) -> Tensor:
-    """[R] shaped to be multiplied with [N,R] or [B,R,H,W]."""
-    return values.reshape(-1, *(1 for _ in inner.shape[2:]))
+def _weighted(inner: Tensor, values: Tensor | None) -> Tensor:
+    """[N,R] or [B,R,H,W] times values [R]."""
+    return inner if values is None else inner * values.reshape(-1, *(1 for _ in inner.shape[2:]))

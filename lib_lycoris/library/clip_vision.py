@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lib_lycoris.errors import NetworkFileError, shown
 from lib_lycoris.files.reader import open_tensor_file
+from lib_lycoris.library.walk import walk_folders
 from lib_lycoris.networks.clip_vision import HEAD, ClipVision
 
 EXTENSIONS = (".safetensors", ".bin", ".pth", ".pt")
@@ -45,7 +46,7 @@ def open_clip_vision(path: str | os.PathLike[str]) -> ClipVision:
 def find_clip_vision(places: Iterable[str | os.PathLike[str]], width: int) -> Path | None:
     """The first file among files and folders whose picture encoder is so wide (1024: ViT-L/14); only headers are read."""
     for place in map(Path, places):
-        files = [place] if place.is_file() else sorted(place.rglob("*")) if place.is_dir() else []
+        files = [place] if place.is_file() else sorted(Path(folder, file) for folder, files in walk_folders(place) for file in files)
         for path in files:
             if path.suffix.lower() in EXTENSIONS and path.is_file() and _width(path) == width:
                 return path

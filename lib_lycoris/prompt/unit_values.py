@@ -19,6 +19,11 @@ FIELDS = ("enabled", "adapter", "picture", "preprocessor", "processor_resolution
 """The controls of a unit, in the order in which their values come. None of the first three is ever a mapping: by that an API's unit is told from a page's."""
 
 PICTURES = ("picture", "mask", "pictures")
+FUSER, AUTO_FUSER, NO_FUSER = "fuser", "auto", "none"
+"""Beside the units: the name of a CoAdapter fuser's file; "auto", one that fits where adapters act that it knows; "none"."""
+
+INFOTEXT, INFOTEXT_FUSER = "Lyco adapter {}", "Lyco adapter fuser"
+"""What infotexts call a unit, by its number from 1, and the fuser that was used."""
 _OTHER_NAMES = {"image": "picture", "images": "pictures", "input_image": "picture", "model": "adapter", "module": "preprocessor",
                 "processor_res": "processor_resolution", "guidance_start": "start", "guidance_end": "end"}
 """As ControlNet's API calls them."""
@@ -28,9 +33,24 @@ def unit_values(values: Sequence[Any]) -> list[dict[str, Any]]:
     """One mapping of values for each unit: of the page's controls, or what an API's client gave in the first arguments' places."""
     given = [value for value in values[:UNITS] if isinstance(value, Mapping)]
     if given:
-        return [{_OTHER_NAMES.get(name, name): each for name, each in value.items()} for value in given]
+        return [{_OTHER_NAMES.get(name, name): each for name, each in value.items() if name != FUSER} for value in given]
     count = len(FIELDS)
     return [plain_values(values[start : start + count]) for start in range(0, len(values) - len(values) % count, count)]
+
+
+def fuser_value(values: Sequence[Any]) -> str:
+    """The fuser that is wanted: the page's last value, behind all units; of an API's client what the first unit says that names one."""
+    given = [value for value in values[:UNITS] if isinstance(value, Mapping)]
+    named = [value[FUSER] for value in given if FUSER in value] if given else values[len(FIELDS) * UNITS :][:1]
+    return str(named[0] or AUTO_FUSER) if named else AUTO_FUSER
+
+
+def told_fuser(fields: Mapping[str, Any]) -> str:
+    """The fuser with which an infotext's picture is made again: where several units acted without one, none."""
+    if fields.get(INFOTEXT_FUSER):
+        return str(fields[INFOTEXT_FUSER])
+    acted = sum(bool(fields.get(INFOTEXT.format(number))) for number in range(1, UNITS + 1))
+    return NO_FUSER if acted > 1 else AUTO_FUSER
 
 
 def plain_values(controls: Sequence[Any]) -> dict[str, Any]:

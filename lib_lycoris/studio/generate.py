@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..control.preparing import AUTO_FUSER, Asked, Preparation, Prepared
+from ..control.preparing import Asked, Preparation, Prepared
 from ..errors import ConfigError
 from ..prompt.request import split_prompt
 from ..prompt.unit import render_unit
+from ..prompt.unit_values import AUTO_FUSER, INFOTEXT, INFOTEXT_FUSER
 from ..setting import Section, setting
 from .checkpoint import StudioModel
 from .conditioning import check_clip_skip
+from .kept import unit_fields
 from .noise import PictureNoise
 from .picture import Picture, decode_latent, make_infotext
 from .sampler import SAMPLERS, Interrupted, find_sampler, sample
@@ -47,7 +49,7 @@ class GenerateSettings(Section):
     height: int = setting(512, "Pixels.", minimum=64, maximum=4096, multiple=8)
     cfg: float = setting(7.0, "How closely to follow the prompt.", minimum=0, maximum=100)
     clip_skip: int = setting(1, "Which of the text encoder's last layers the prompt is taken from, 1 is the last.", minimum=1, maximum=12)
-    batch: int = setting(1, "Pictures.", minimum=1, maximum=64)
+    batch: int = setting(1, "How many are made at once.", minimum=1, maximum=64)
 
     def _check_together(self) -> None:
         sampler, scheduler = find_sampler(self.sampler, self.scheduler)
@@ -96,7 +98,7 @@ def generate(model: StudioModel, settings: GenerateSettings, networks: Networks 
         seeds = [first + place for place in range(settings.batch)]
         packed = {word: each.vectors for word, each in networks.embeddings.items()} if networks is not None else {}
         with model.words.given(packed, problems.append), model.words.given(embeddings if embeddings is not None else {}, problems.append):
-            return draw_pictures(model, settings, Texts(prompt, negative), seeds, problems, on_step, should_stop, networks, prepared)
+            return draw_pictures(model, settings, Texts(prompt, negative), seeds, problems, on_step, should_stop, networks, prepared, units)
     finally:
         if prepared.control is not None:
             prepared.control.restore()
@@ -106,7 +108,8 @@ def generate(model: StudioModel, settings: GenerateSettings, networks: Networks 
 
 @torch.no_grad()
 def draw_pictures(model: StudioModel, settings: GenerateSettings, texts: Texts, seeds: list[int], problems: list[str], on_step: OnStep | None = None,
-                  should_stop: Callable[[], bool] | None = None, networks: Networks | None = None, prepared: Prepared | None = None) -> list[Picture]:
+                  should_stop: Callable[[], bool] | None = None, networks: Networks | None = None, prepared: Prepared | None = None,
+                  units: Sequence[Asked] = ()) -> list[Picture]:
     """The pictures of prompts without tags, with whatever is attached to the model now.
 
     Args:
@@ -115,6 +118,7 @@ def draw_pictures(model: StudioModel, settings: GenerateSettings, texts: Texts, 
         problems: told with every picture.
         networks: what is on the model and wants to follow the steps.
         prepared: adapters that act, if any.
+        units: what was asked of them.
     """
     prepared = prepared or Prepared()
     levels = NoiseLevels(alphas_cumprod(model.betas))
@@ -138,15 +142,16 @@ def draw_pictures(model: StudioModel, settings: GenerateSettings, texts: Texts, 
     problems = [*problems, *(networks.late_problems if networks else ()), *(prepared.control.problems if prepared.control else ())]
     if not torch.isfinite(latents).all():
         problems = [*problems, f"the picture has no finite values: {model.name} or a network does not work in {model.dtype}; try float32"]
-    adapters = adapter_fields(prepared)
+    adapters = adapter_fields(prepared, units)
     return [Picture(decode_latent(model, latent[None]), infotext(model, settings, seed, adapters), seed, tuple(problems), interrupted,
                     prepared.saved_maps(place)) for place, (latent, seed) in enumerate(zip(latents, seeds, strict=True))]
 
 
-def adapter_fields(prepared: Prepared) -> dict[str, str]:
-    """What an infotext says of the adapters that act, as the WebUI's side writes it."""
-    fields = {f"Lyco adapter {number}": render_unit(unit) for number, unit in prepared.units}
-    return {**fields, "Lyco adapter fuser": prepared.fuser} if prepared.fuser else fields
+def adapter_fields(prepared: Prepared, asked: Sequence[Asked] = ()) -> dict[str, str]:
+    """What an infotext says of the adapters that act, as the WebUI's side writes it, and by what `kept.Kept` finds the pictures that they looked at."""
+    fields = {INFOTEXT.format(number): render_unit(unit) for number, unit in prepared.units}
+    fields |= unit_fields(asked, [number for number, _ in prepared.units]) if asked else {}
+    return {**fields, INFOTEXT_FUSER: prepared.fuser} if prepared.fuser else fields
 
 
 def infotext(model: StudioModel, settings: GenerateSettings, seed: int, more: Mapping[str, str] | None = None) -> str:

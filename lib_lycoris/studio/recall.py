@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, shown
+from ..errors import ConfigError, LycoError, shown
+from ..preprocess.table import find_preprocessor
 from ..prompt.infotext import parse_infotext
+from ..prompt.unit import parse_unit, unit_to_dict
+from ..prompt.unit_values import AUTO_FUSER, INFOTEXT, UNITS, told_fuser
 from ..setting import section_settings
 from .generate import GenerateSettings
+from .kept import Kept
 from .sampler import find_sampler
 
 LARGEST_FILE = 50_000_000
@@ -23,6 +27,11 @@ _SCHEDULES = ("automatic", "uniform", "karras", "exponential")
 _PLAIN: dict[str, tuple[str, Callable[[str], Any]]] = {
     "Steps": ("steps", int), "CFG scale": ("cfg", float), "Seed": ("seed", int), "Clip skip": ("clip_skip", int),
 }
+_KNOWN = re.compile(r"Steps|CFG scale|Seed|Clip skip|Size|Sampler|Schedule type|Model|(Model|VAE) hash|VAE|RNG|Version|Lyco adapter .*|"
+                    r"(Lyco|Lora|TI) hashes|Lyco problems|Created Date|User|Emphasis")
+"""What is taken over, and what tells nothing that could be."""
+
+_WITHOUT_PICTURE = ("palette", "keypoints")
 _SIZE = re.compile(r"(\d+)x(\d+)")
 
 
@@ -34,23 +43,30 @@ class Recalled:
         infotext: the text in it.
         settings: values of GenerateSettings, each one that it takes.
         problems: what could not be taken over, in words.
+        units: the adapters by their fields, with "picture" or "pictures" and "mask" as paths; one that is not enabled fills the place of one that was not used.
+        fuser: "auto", "none" or a name.
     """
 
     infotext: str
     settings: dict[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    units: tuple[dict[str, Any], ...] = ()
+    fuser: str = AUTO_FUSER
 
     def to_dict(self) -> dict[str, Any]:
-        """The same in plain values."""
-        return {"infotext": self.infotext, "settings": dict(self.settings), "problems": list(self.problems)}
+        """The same in plain values, but for the paths of the units' pictures."""
+        return {"infotext": self.infotext, "settings": dict(self.settings), "units": [dict(unit) for unit in self.units], "fuser": self.fuser,
+                "problems": list(self.problems)}
 
 
-def recall(infotext: str, checkpoint: str | None = None) -> Recalled:
+def recall(infotext: str, checkpoint: str | None = None, kept: Kept | None = None, find: Callable[[str], Any] | None = None) -> Recalled:
     """The settings that an infotext tells.
 
     Args:
         infotext: as the studio and the WebUI write it.
         checkpoint: the name of the one that is loaded; where the text names another, the problems say so.
+        kept: where the pictures lie that adapters looked at.
+        find: raises a LycoError for an adapter that is not here.
     """
     parts = parse_infotext(infotext)
     wanted: dict[str, Any] = {"prompt": parts.prompt, "negative": parts.negative, "clip_skip": 1, "batch": 1}
@@ -71,16 +87,35 @@ def recall(infotext: str, checkpoint: str | None = None) -> Recalled:
     model = parts.fields.get("Model")
     if model and checkpoint and model != checkpoint:
         problems.append(f"made with the checkpoint {shown(model)}; this studio works with {shown(checkpoint)}, so that the picture will be another")
-    return Recalled(infotext, _taken(wanted, problems), tuple(problems))
+    units = recall_units(parts.fields, kept, find, problems)
+    others = [name for name in parts.fields if not _KNOWN.fullmatch(name)]
+    if others:
+        problems.append(f"not taken over, as the studio has no such settings: {shown(', '.join(others))}")
+    return Recalled(infotext, _taken(wanted, problems), tuple(problems), units, told_fuser(parts.fields))
 
 
-def read_settings(data: bytes, checkpoint: str | None = None) -> Recalled:
-    """The settings in a picture file's bytes.
-
-    Raises:
-        ConfigError: it is too large, no PNG, or holds no settings.
-    """
-    return recall(read_infotext(data), checkpoint)
+def recall_units(fields: Mapping[str, str], kept: Kept | None, find: Callable[[str], Any] | None, problems: list[str]) -> tuple[dict[str, Any], ...]:
+    """The adapters that an infotext's fields tell; what can't be had again is added to the problems. The other arguments are `recall`'s."""
+    units: list[dict[str, Any]] = []
+    for number in range(1, UNITS + 1):
+        text = fields.get(INFOTEXT.format(number))
+        units.append({"enabled": False})
+        if text:
+            try:
+                unit = parse_unit(text)
+                name = f"adapter {number} ({shown(unit.adapter)})"
+                pictures, gone = kept.find(fields, number) if kept is not None else ({}, [])
+                units[-1] = {**unit_to_dict(unit), **pictures}
+                problems += [f"{name}: {each} is not kept here any more: give it again" for each in gone]
+                if not gone and not pictures and find_preprocessor(unit.preprocessor).source not in _WITHOUT_PICTURE:
+                    problems.append(f"{name}: its control picture was not kept with this picture: give it again")
+                if find is not None:
+                    find(unit.adapter)
+            except LycoError as error:
+                problems.append(f"adapter {number}: {error}")
+    while units and units[-1] == {"enabled": False}:
+        units.pop()
+    return tuple(units)
 
 
 def read_infotext(source: bytes | Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ PARTS = ("lora_A", "lora_E", "lora_B")
 Parameters = Mapping[str, Mapping[str, "tuple[Tensor, Tensor | None]"]]
 
 
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 """Values that are worked on at a time on the CPU, so that they are still in its cache for the next of several passes."""
 
 
@@ -31,6 +31,18 @@ class _Stack:
     sensitivity: Tensor
     uncertainty: Tensor
     bound: tuple[Tensor, Tensor] | None = None
+
+    def blocks(self, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Both averages and the others [N,…] a few layers at a time on the CPU, elsewhere at once."""
+        tensors = (self.sensitivity, self.uncertainty, *others)
+        layers = len(self.layers)
+        size = layers if self.sensitivity.device.type != "cpu" else max(1, BLOCK * layers // self.sensitivity.numel())
+        return zip(*(tensor.split(size) for tensor in tensors), strict=True)
+
+    def rank_means(self, sensitivity: Tensor, uncertainty: Tensor) -> Tensor:
+        """The mean importance of each rank's weights [n,R] in a block of n layers: equation 7's means of equation 11."""
+        product = sensitivity * uncertainty
+        return product.mean(1) if self.part == "lora_B" else product.flatten(2).mean(2)
 
 
 class RankAllocator:
@@ -67,7 +79,7 @@ class RankAllocator:
         self.target_budget = target_rank * len(self.ranks)
         self._stacks: tuple[_Stack, ...] = ()
         self._places: dict[str, Tensor] = {}
-        self._frozen: dict[str, Tensor] | None = None
+        self._frozen: dict[int, dict[str, Tensor]] = {}
         self._loaded: dict[str, Tensor] = {}
 
     def budget(self, step: int) -> int:
@@ -118,15 +130,17 @@ class RankAllocator:
             self._check(parameters)
         if not self._stacks:
             self._stack_up(parameters)
+        masked, means = self.masks_at(step), {}
         if step < self.total_steps - self.final:
-            self._frozen = None
-            for stack in self._stacks:
-                self._average(stack, *self._given(stack, parameters))
-        if not self.masks_at(step):
+            self._frozen.clear()
+            means = {stack: self._average(stack, *self._given(stack, parameters), masked) for stack in self._stacks}
+        if not masked:
             return self._all_kept()
-        if self._frozen is None or step < self.total_steps - self.final:
-            self._frozen = self._choose(self.budget(step))
-        return dict(self._frozen)
+        budget = self.budget(step)
+        if budget not in self._frozen:
+            means = means or {stack: torch.cat([stack.rank_means(*block) for block in stack.blocks()]) for stack in self._stacks}
+            self._frozen[budget] = self._choose(means, budget)
+        return dict(self._frozen[budget])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The moving averages, flat: {"sensitivity.LAYER.lora_A": …, "uncertainty.LAYER.lora_A": …}; empty before the first update."""
@@ -147,7 +161,7 @@ class RankAllocator:
         if strange or (state and len(state) != len(self.ranks) * len(PARTS) * 2):
             example = shown(next(iter(strange or state)))
             raise ConfigError(f"the rank allocator's state is of other layers (it has {len(state)} entries, as {example}); start anew")
-        self._loaded, self._stacks, self._frozen = dict(state), (), None
+        self._loaded, self._stacks, self._frozen = dict(state), (), {}
 
     def _check(self, parameters: Parameters) -> None:
         for layer, rank in self.ranks.items():
@@ -208,27 +222,28 @@ class RankAllocator:
         values = torch.stack([value.detach() for value, _ in pairs])
         return values, torch.stack([torch.zeros_like(value) if gradient is None else gradient for value, gradient in pairs])
 
-    def _average(self, stack: _Stack, values: Tensor, gradients: Tensor) -> None:
-        """Equations 9 and 10: Ī = β₁Ī + (1-β₁)I, then Ū = β₂Ū + (1-β₂)|I - Ī|, with I = |w·∂L/∂w|."""
-        flat = [tensor.reshape(-1) for tensor in (values, gradients, stack.sensitivity, stack.uncertainty)]
-        step = BLOCK if values.device.type == "cpu" else len(flat[0])
-        for parts in zip(*(tensor.split(step) for tensor in flat), strict=True):
-            value, gradient, sensitivity, uncertainty = parts
+    def _average(self, stack: _Stack, values: Tensor, gradients: Tensor, masked: bool) -> Tensor | None:
+        """Equations 9 and 10: Ī = β₁Ī + (1-β₁)I, then Ū = β₂Ū + (1-β₂)|I - Ī|, with I = |w·∂L/∂w|; the ranks' means [N,R] where they are wanted."""
+        means = []
+        for sensitivity, uncertainty, value, gradient in stack.blocks(values, gradients):
             importance = (value * gradient).float().abs_()
-            sensitivity.mul_(self.beta1).add_(importance, alpha=1 - self.beta1)
-            uncertainty.mul_(self.beta2).add_(importance.sub_(sensitivity).abs_(), alpha=1 - self.beta2)
+            sensitivity.lerp_(importance, 1 - self.beta1)
+            uncertainty.lerp_(importance.sub_(sensitivity).abs_(), 1 - self.beta2)
+            if masked:  # while both are in the cache
+                means.append(stack.rank_means(sensitivity, uncertainty))
+        return torch.cat(means) if masked else None
 
-    def _scores(self) -> Tensor:
-        """The importance of all ranks [ΣR], the layers in the order of `ranks`: equation 7 with equation 11 within."""
+    def _scores(self, means: Mapping[_Stack, Tensor]) -> Tensor:
+        """The importance of all ranks [ΣR], the layers in the order of `ranks`: equation 7."""
         device = self._stacks[0].sensitivity.device
         total = 0
         for part in PARTS:
-            rows = torch.cat([_rank_means(stack).flatten().to(device) for stack in self._stacks if stack.part == part])
+            rows = torch.cat([means[stack].flatten().to(device) for stack in self._stacks if stack.part == part])
             total = total + rows[self._places[part]]
         return total
 
-    def _choose(self, budget: int) -> dict[str, Tensor]:
-        scores = self._scores()
+    def _choose(self, means: Mapping[_Stack, Tensor], budget: int) -> dict[str, Tensor]:
+        scores = self._scores(means)
         surplus = self.initial_budget - budget
         kept = scores > scores.kthvalue(surplus).values if surplus > 0 else torch.ones_like(scores, dtype=torch.bool)
         return dict(zip(self.ranks, kept.split(list(self.ranks.values())), strict=True))
@@ -236,15 +251,6 @@ class RankAllocator:
     def _all_kept(self) -> dict[str, Tensor]:
         device = self._stacks[0].sensitivity.device
         return {layer: torch.ones(rank, dtype=torch.bool, device=device) for layer, rank in self.ranks.items()}
-
-
-def _rank_means(stack: _Stack) -> Tensor:
-    """The mean importance of each rank's weights in a factor [N,R]."""
-    layers = len(stack.layers)
-    step = layers if stack.sensitivity.device.type != "cpu" else max(1, BLOCK * layers // stack.sensitivity.numel())
-    pairs = zip(stack.sensitivity.split(step), stack.uncertainty.split(step), strict=True)
-    products = (sensitivity * uncertainty for sensitivity, uncertainty in pairs)
-    return torch.cat([product.mean(1) if stack.part == "lora_B" else product.flatten(2).mean(2) for product in products])
 
 
 @dataclass(frozen=True, eq=False)

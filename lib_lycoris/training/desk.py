@@ -10,16 +10,16 @@ from typing import Any
 
 from ..errors import ConfigError, shown
 from .command_line import to_command_line
-from .config import TrainConfig
+from .config import KINDS, TrainConfig
 from .fence import Fence
 from .gallery import Shown, draw_picture, list_pictures, small_jpeg
 from .job import TrainJob
 from .kohya_settings import import_settings
 from .own_presets import PresetShelf
 from .presets import nested
+from .sample_set import SampleSet
 from .uploads import add_files, dataset_folder, write_caption
 
-SAMPLE = "sample-zorbix"
 _LARGEST_SIDE = 1024
 _OF_CONTROLS = ("control_folder", "preprocessor", "preprocessor_values", "preprocessor_resolution")
 """Keys of [data] that have nothing to do with which pictures there are, and that only adapters know."""
@@ -33,12 +33,12 @@ class Desk:
         fence: what may be read and written.
         settle: the config that a mapping means in this host, as `TrainConfig.from_dict` with the host's own defaults.
         job: of the host: whose previews may be shown, and whose config a page takes over.
-        sample: draws the sample pictures into a folder; None: there are none.
+        sample: takes a kind of network, gives its sample pictures; None: there are none.
     """
 
     def __init__(
         self, home: Path, fence: Fence, settle: Callable[[Mapping[str, Any]], TrainConfig], job: TrainJob,
-        sample: Callable[[Path], object] | None = None,
+        sample: Callable[[str], SampleSet] | None = None,
     ) -> None:
         self._job = job
         self._datasets, self._fence, self._settle, self._sample = home / "datasets", fence, settle, sample
@@ -110,18 +110,18 @@ class Desk:
             raise ConfigError('files: expected a list of {"name": …, "data": …} with the content in base64')
         return self.upload(str(values.get("name", "")), [(str(file.get("name", "")), _decoded(file)) for file in files])
 
-    def sample(self) -> dict[str, Any]:
-        """Draws the sample pictures, a shape that the embedded checkpoint has never seen; gives {"folder", "word"}.
+    def sample(self, kind: str = KINDS[0]) -> dict[str, Any]:
+        """Draws the sample pictures for that kind of network; gives {"folder", "about", "settings": by key, what a training on them has to know too}.
 
         Raises:
-            ConfigError: there are none in this host.
+            LycoError: there are none in this host, no such kind, or they can't be written.
         """
         if self._sample is None:
             raise ConfigError("this program has no sample pictures")
-        folder = self._datasets / SAMPLE
-        if not folder.is_dir() or not any(folder.iterdir()):
-            self._sample(folder)
-        return {"folder": str(folder)}
+        if kind not in KINDS:
+            raise ConfigError(f"network.kind = {shown(kind)}: expected one of {', '.join(KINDS)}")
+        found = self._sample(kind)
+        return {"folder": str(found.folder(self._datasets)), "about": found.about, "settings": dict(found.settings)}
 
     def _look(self, values: Mapping[str, Any]) -> tuple[list[Shown], list[str]]:
         data = {key: value for key, value in (values.get("data") or {}).items() if key not in _OF_CONTROLS}

@@ -14,7 +14,7 @@ RESUMABLE = ("stopped", "failed", "interrupted")
 """Phases of a training that has ended and can go on from its newest saved state."""
 INTERRUPTED = "interrupted"
 _POINTS = 400
-_PREVIEWS = 64
+_PREVIEWS, _FIRST = 64, 8
 _LISTS = ("losses", "validations", "rates")
 
 
@@ -35,7 +35,8 @@ class JobState:
         losses: (step, smoothed loss), thinned to some hundred points; rates the same of the learning rate.
         validations: (step, loss) on what is not trained on.
         ranks: by layer, where a method takes some away (AdaLoRA); initial_rank is what each began with.
-        previews: (step, prompt, path) of each preview picture; those of step 0 show the model before.
+        previews: (step, prompt, path) of each preview picture; those of step 0 show the model before, and at step -1 stands a control picture that an
+            adapter's previews follow.
         log: lines for the user.
         path: of the network file, once there is one.
         tag: what is written into a prompt to use it; None for an adapter, which is chosen beside the prompt.
@@ -88,10 +89,10 @@ class JobState:
         return cls(**{**known, "log": tuple(str(line) for line in known.get("log") or ()), "phase": str(known.get("phase", "idle"))})
 
     def with_preview(self, step: int, prompt: str, path: str) -> tuple[tuple[int, str, str], ...]:
-        """The previews with one more; of very many those from before the training and the newest."""
+        """The previews with one more; of very many the control pictures, those from before the training and the newest."""
         kept = [one for one in self.previews if one[2] != path]
-        first = [one for one in kept if one[0] == 0][:8]
-        return (*first, *[one for one in kept if one[0] != 0][-_PREVIEWS:], (step, prompt, path))
+        first = [one for one in kept if one[0] <= 0][:2 * _FIRST]
+        return (*first, *[one for one in kept if one[0] > 0][-_PREVIEWS:], (step, prompt, path))
 
 
 class Curves:

@@ -178,7 +178,7 @@ def check_training(
     memory = estimate_memory(config, backbone, targets, parameters + word_numbers, max((one.size for one in framed), key=math.prod)) if measure else None
     missing = missing_pictures(config) if config.data.has_prior else 0
     words = tuple(_shared_words(picture.caption for picture in dataset.pictures))
-    pieces = tuple(_pieces(backbone, words))
+    pieces = tuple(_pieces(backbone, [pair for pair in words if pair[0] != str(config.word).lower()]))
     return Preflight(
         pictures=len(dataset.pictures), draws=draws, steps=steps, epochs=epochs, unet_layers=unet, text_encoder_layers=len(targets) - unet,
         parameters=parameters, file_bytes=parameters * _BYTES[config.output.dtype] + _HEADER_BYTES_A_LAYER * len(targets),

@@ -76,10 +76,20 @@ _EDGES = {
 _OBJECT = {"training.steps": 1000, "training.schedule": "cosine", "training.warmup_steps": 50}
 
 PRESETS: tuple[Preset, ...] = (
-    Preset("first try · embedded model", "Learns the sample concept on the checkpoint that comes with the studio, in minutes on any machine.", WORLD, None, {
+    Preset("first try · embedded model", "Teaches the embedded checkpoint a shape it never saw: a network, from the sample pictures.", WORLD, None, {
         "network.kind": "locon", "network.rank": 16, "network.alpha": 16.0, "data.resolution": 64, "data.batch_size": 4, "training.steps": 300,
-        "training.learning_rate": 1.5e-3, "training.text_encoder_learning_rate": 1e-3, "training.schedule": "cosine", "training.warmup_steps": 20,
-        "training.debiased": True, "validation.share": 0.2, "validation.every": 25, "output.preview_every": 100, "output.save_every": 50,
+        "training.learning_rate": 1e-3, "training.text_encoder_learning_rate": 5e-4, "training.schedule": "cosine", "training.warmup_steps": 20,
+        "training.debiased": True, "validation.share": 0.125, "validation.every": 25, "output.preview_every": 100, "output.save_every": 50,
+    }),
+    Preset("first word · embedded model", "Teaches the embedded checkpoint a word for a shape it knows: an embedding, from the sample pictures.", WORLD, None, {
+        "network.kind": "embedding", "embedding.vectors": 1, "data.resolution": 64, "data.batch_size": 8, "training.steps": 150, "training.learning_rate": 0.02,
+        "training.schedule": "cosine", "training.warmup_steps": 20, "training.debiased": True, "output.preview_every": 50, "output.save_every": 50,
+    }),
+    Preset("first adapter · embedded model", "Has the embedded checkpoint put shapes where outlines are: an adapter, from the sample pictures.", WORLD, None, {
+        "network.kind": "adapter", "adapter.kind": "light", "adapter.in_channels": 1, "data.resolution": 72, "data.bucket_step": 8, "data.bucket_min": 64,
+        "data.upscale": False, "data.batch_size": 16, "data.flip": True, "data.caption_dropout": 0.1, "training.steps": 600, "training.learning_rate": 2e-3,
+        "training.schedule": "cosine", "training.warmup_steps": 50, "training.ema": 0.99, "validation.share": 0.05, "validation.every": 100,
+        "output.preview_every": 150, "output.save_every": 100,
     }),
     Preset("character · SD 1.5 · 8 GB", "A person, an animal or a figure from ten to thirty pictures.", SD1, 8, {
         **_SD1, **_CHARACTER, "network.kind": "lora", "network.rank": 16, "network.alpha": 8.0, "training.learning_rate": 1e-4,

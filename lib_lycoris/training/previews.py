@@ -20,6 +20,9 @@ from .backbone import Backbone
 from .config import OutputSettings
 from .grid import make_grid
 
+CONTROL = -1
+"""Stands for a step where the picture is no preview but what the previews of its prompt follow."""
+
 _NAME = re.compile(r"step(\d+)-(\d+)\.png")
 _MOST_ROWS = 40
 _TILE = 256
@@ -48,7 +51,7 @@ class Previews:
         folder: of the output.
         settings: prompts and seed.
         backbone: makes the pictures, with whatever is attached to it.
-        guide: what else they follow; then the grid begins with what that is, and with the pictures without it (without-0.png).
+        guide: what else they follow (control-0.png); then the grid begins with what that is, and with the pictures without it (without-0.png).
         captions: prompts where neither settings nor guide have any.
     """
 
@@ -56,15 +59,16 @@ class Previews:
         self.folder = folder / f"{settings.name}-previews"
         self.prompts = settings.preview_prompts or captions if guide is None else guide.prompts
         self._seed, self._backbone, self._guide = settings.preview_seed, backbone, guide
+        self._controls_written = False
 
     def make(self, step: int, tell: Callable[[int, str, Path], None] = lambda step, prompt, path: None) -> list[str]:
         """Makes and writes the pictures of that step; what failed, in words. Nothing that fails here stops a training, and no random number is used up.
 
         Args:
             step: steps done.
-            tell: told (step, prompt, path) of each that was written.
+            tell: told (step, prompt, path) of each that was written: 0 without what is trained, CONTROL what they follow.
         """
-        problems = []
+        problems = self._write_controls(tell)
         for number, prompt in enumerate(self.prompts):
             pictures = [(f"step{step:08}-{number}.png", f"after step {step}", True)]
             if self._guide is not None and not (self.folder / f"without-{number}.png").is_file():
@@ -76,6 +80,20 @@ class Previews:
                 if not failed and (guided is False or step or self._guide is None):
                     tell(step if guided else 0, prompt, self.folder / name)
         return problems + self._write_grid()
+
+    def _write_controls(self, tell: Callable[[int, str, Path], None]) -> list[str]:
+        """Writes what the previews follow, once; what failed, in words."""
+        if self._guide is None or self._controls_written:
+            return []
+        self._controls_written = True
+        try:
+            for number, picture in enumerate(self._guide.row()[1]):
+                name = f"control-{number}.png"
+                self._write(Image.fromarray(picture), name)
+                tell(CONTROL, self.prompts[number], self.folder / name)
+        except OSError as error:
+            return [f"the previews' control pictures could not be written ({error.strerror or error}): look at the disk"]
+        return []
 
     def _make(self, number: int, name: str, around: AbstractContextManager[Any], when: str) -> list[str]:
         """Makes and writes one picture; what failed, in words."""

@@ -31,7 +31,7 @@ class Viewer(Protocol):
         """Whether previews are to be made after the step that was just taken; asked once a step, and true once for each time that they were asked for."""
 
     def show(self, step: int, prompt: str, path: Path) -> None:
-        """Told of each preview that was written: after so many steps (0: before the first), of which prompt, where."""
+        """Told of each preview that was written: after so many steps (0: before the first; -1: what it follows), of which prompt, where."""
 
 
 @dataclass(frozen=True)

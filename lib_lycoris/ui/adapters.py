@@ -8,18 +8,14 @@ from typing import Any
 
 import gradio as gr
 
-from ..errors import ConfigError, LycoError, shown
-from ..prompt.unit import HIRES, RESIZE_MODES, Unit
-from ..prompt.unit_values import FIELDS, NOTHING, PICTURES, UNITS, UNSET, plain_values
-from ..setting import section_settings
+from ..errors import ConfigError, LycoError
+from ..prompt.unit import Unit
+from ..prompt.unit_values import AUTO_FUSER, FIELDS, NO_FUSER, UNITS, fuser_value, split_unit, unit_values
 from . import compat, text
+from .adapter_unit import RESTORED, adapter_choices, draw_unit, restored_unit, shown_values
 
-STUDIO = "generate"
-"""The studio's tab, which has no hires pass."""
-
-_HIRES_LABELS = {"both": "both passes", "low": "first pass only", "high": "hires pass only"}
 _BEGIN = "Adapters that fit the loaded checkpoint; put files into models/T2I-Adapter and refresh."
-_WITHOUT = "Leaves the picture as it is: choose this for a finished control map."
+_FUSER = "Makes one of several adapters that were trained with it (coadapter-…). By itself: where two act that it knows, or one called coadapter…"
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,7 @@ class AdapterPage:
         describe: takes an adapter's name, gives {"words": one line on it, "preprocessor": the one that belongs to it, "resolution": pixels or None}.
         preprocessors: gives for each {"name", "label", "help", "source", "parameters": [{"name", "help", "minimum", "maximum", "default", "whole"}]}.
         preview: takes a unit as a mapping (pictures among it) and the picture's (width, height), gives the control map [H,W,3] uint8.
+        fusers: gives the CoAdapter fusers that fit the loaded checkpoint.
         begin: what stands there before an adapter is chosen.
     """
 
@@ -38,7 +35,13 @@ class AdapterPage:
     describe: Callable[[str], Mapping[str, Any]]
     preprocessors: Callable[[], Sequence[Mapping[str, Any]]]
     preview: Callable[[Mapping[str, Any], tuple[int, int]], Any]
+    fusers: Callable[[], Sequence[str]]
     begin: str = _BEGIN
+
+    @staticmethod
+    def over(adapters: Any, begin: str = _BEGIN) -> AdapterPage:
+        """The page over a host's adapters, which have these functions."""
+        return AdapterPage(adapters.names, adapters.describe, adapters.preprocessors, adapters.preview, adapters.fusers, begin)
 
     def draw(self, tab: str, size: Sequence[Any]) -> Drawn:
         """Draws the accordion: see `draw_adapters`."""
@@ -51,15 +54,43 @@ class AdapterPage:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The accordion's controls: for each unit by name those whose values come, and the rest."""
+    """The accordion's controls: for each unit by name those whose values come, and the rest; for all of them the fuser; and the accordion itself."""
 
     units: Sequence[Mapping[str, Any]]
     rest: Sequence[Mapping[str, Any]]
+    fuser: Any
+    accordion: Any
 
     @property
     def controls(self) -> list[Any]:
         """All controls whose values come, in the order of the values."""
-        return [unit[name] for unit in self.units for name in FIELDS]
+        return [*(unit[name] for unit in self.units for name in FIELDS), self.fuser]
+
+    @property
+    def restored(self) -> list[Any]:
+        """What `restore` gives updates for."""
+        units = [{**unit, **extra}[name] for unit, extra in zip(self.units, self.rest, strict=True) for name in RESTORED]
+        return [*units, self.fuser, self.accordion]
+
+    def restore(self, page: AdapterPage, units: Sequence[Mapping[str, Any]], fuser: str) -> list[Any]:
+        """The updates that set up these units, given by their fields with pictures as paths; the others are switched off."""
+        found: list[Any] = []
+        for number in range(len(self.units)):
+            values = units[number] if number < len(units) else {}
+            told = restored_unit(page, values) if values.get("adapter") else {"enabled": False}
+            found += [told[name] if name in told else gr.update() for name in RESTORED]
+        acting = any(values.get("adapter") for values in units)
+        return [*found, gr.update(value=fuser or AUTO_FUSER, **_offered_fusers(page, fuser or AUTO_FUSER)), gr.update(open=True) if acting else gr.update()]
+
+    def problems(self, lines: Sequence[str]) -> list[str]:
+        """For each unit the HTML of the lines that are about it."""
+        return [text.problems([line for line in lines if line.startswith((f"adapter {number} ", f"adapter {number}:"))])
+                for number in range(1, len(self.units) + 1)]
+
+    def offers(self, page: AdapterPage) -> list[tuple[Any, Callable[[str], Any]]]:
+        """(a dropdown of files, what gives for its choice the update that offers what there is now)."""
+        return [*((unit["adapter"], lambda name: gr.update(choices=adapter_choices(page, name))) for unit in self.units),
+                (self.fuser, lambda name: gr.update(**_offered_fusers(page, name)))]
 
 
 def draw_adapters(page: AdapterPage, tab: str, size: Sequence[Any] = ()) -> Drawn:
@@ -71,174 +102,47 @@ def draw_adapters(page: AdapterPage, tab: str, size: Sequence[Any] = ()) -> Draw
         size: the host's components for width and height, where it has drawn them.
     """
     units, rest = [], []
-    with gr.Accordion("T2I-Adapters (Lyco)", open=False, elem_id=f"lyco_adapters_{tab}", elem_classes=["lyco-adapters"]), gr.Tabs():
-        for number in range(UNITS):
-            with gr.Tab(f"Adapter {number + 1}"):
-                unit, extra = _draw_unit(page, tab, number, size)
-            units.append(unit)
-            rest.append(extra)
-    for component in [each for unit in (*units, *rest) for each in unit.values()]:
+    with gr.Accordion("T2I-Adapters (Lyco)", open=False, elem_id=f"lyco_adapters_{tab}", elem_classes=["lyco-adapters"]) as accordion:
+        with gr.Tabs():
+            for number in range(UNITS):
+                with gr.Tab(f"Adapter {number + 1}"):
+                    unit, extra = draw_unit(page, tab, number, size)
+                units.append(unit)
+                rest.append(extra)
+        fuser = gr.Dropdown(**_offered_fusers(page, AUTO_FUSER), value=AUTO_FUSER, label="CoAdapter fuser", elem_id=f"lyco_adapters_{tab}_fuser", info=_FUSER)
+    for extra in rest:
+        extra["refresh"].click(lambda chosen: gr.update(**_offered_fusers(page, chosen)), [fuser], [fuser], **compat.quiet())
+    for component in [fuser, *(each for unit in (*units, *rest) for each in unit.values())]:
         component.do_not_save_to_config = True  # three units have the same labels, and the host keeps defaults by label
-    return Drawn(units, rest)
+    return Drawn(units, rest, fuser, accordion)
 
 
-def offered(page: AdapterPage, name: str) -> Any:
-    """The dropdown's update that offers what there is now, and what is chosen."""
-    names = [NOTHING, *page.names()]
-    return gr.update(choices=names if name in names else [*names, name])
+def _offered_fusers(page: AdapterPage, chosen: str) -> dict[str, Any]:
+    """The dropdown's arguments: what there is now, and what is chosen; without any fuser there is nothing to choose, and it is hidden."""
+    names = list(dict.fromkeys([*page.fusers(), *([] if chosen in (AUTO_FUSER, NO_FUSER) else [chosen])]))
+    choices = [("by itself", AUTO_FUSER), ("none, they add up", NO_FUSER), *((name, name) for name in names)]
+    return {"choices": choices, "visible": bool(names)}
 
 
-def shown_values(unit: Unit, page: AdapterPage) -> dict[str, Any]:
-    """For each control of a unit (and "colours", "told") what it shows of it, as gradio's updates; pictures stay as they are."""
-    found = {name: getattr(unit, name) for name in FIELDS if name not in PICTURES}
-    found["adapter"] = gr.update(value=unit.adapter or NOTHING)
-    found["processor_resolution"] = unit.processor_resolution or 0
-    described = _described(page, unit.preprocessor)
-    return found | _sliders(described, unit.threshold_a, unit.threshold_b) | _texts(described)
-
-
-def _draw_unit(page: AdapterPage, tab: str, number: int, size: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    help_of = {setting.name: setting.help for setting in section_settings(Unit)}
-    default = Unit()
-
-    def about(name: str, label: str, info: str | None = None) -> dict[str, Any]:
-        return {"label": label, "elem_id": f"lyco_adapter_{tab}_{number + 1}_{name}", "info": help_of.get(name) if info is None else info or None}
-
-    unit: dict[str, Any] = {}
-    wide = 240 if tab == STUDIO else 160  # the studio's column is narrow: explained sliders stand beneath each other
-    with gr.Row(elem_classes=["lyco-adapter-head"]):
-        unit["enabled"] = gr.Checkbox(False, scale=0, min_width=90, **about("enabled", "Enable", ""))
-        unit["adapter"] = gr.Dropdown([NOTHING, *page.names()], value=NOTHING, scale=4, **about("adapter", "Adapter", ""))
-        shape = {"min_width": 90, "size": "sm"} if tab == STUDIO else {"min_width": 40, "elem_classes": ["tool"]}
-        refresh = gr.Button("Refresh" if tab == STUDIO else "🔄", scale=0, **shape, elem_id=f"lyco_adapter_{tab}_{number + 1}_refresh")
-    words = gr.HTML(text.note(page.begin), elem_id=f"lyco_adapter_{tab}_{number + 1}_words", elem_classes=["lyco-adapter-words", "lycoris-problem"])
-    with gr.Row(equal_height=False):
-        with gr.Column(min_width=200):
-            picture_about = about("picture", "Picture (left empty: the one of img2img)" if tab == "img2img" else "Picture", "")
-            picture_about.pop("info")
-            unit["picture"] = gr.Image(type="numpy", image_mode="RGBA", height=240, **picture_about)
-        with gr.Column(min_width=200):
-            preview = gr.Image(label="Control map", interactive=False, height=240, elem_id=f"lyco_adapter_{tab}_{number + 1}_map",
-                               **compat.plain_image())
-    with gr.Row(elem_classes=["lyco-adapter-head"]):
-        names = [each["name"] for each in page.preprocessors()]
-        unit["preprocessor"] = gr.Dropdown(names, value="none", scale=4, **about("preprocessor", "Preprocessor: makes the control map out of the picture", ""))
-        look = gr.Button("Show map", scale=0, min_width=110, **({"size": "sm"} if tab == STUDIO else {}),
-                         elem_id=f"lyco_adapter_{tab}_{number + 1}_preview")
-    told = gr.HTML(text.note(_WITHOUT), elem_id=f"lyco_adapter_{tab}_{number + 1}_told", elem_classes=["lyco-adapter-words", "lycoris-problem"])
-    with gr.Row():
-        unit["processor_resolution"] = gr.Slider(0, 2048, 0, step=64, min_width=wide, **about("processor_resolution", "Resolution", "0: the adapter's own"))
-        unit["threshold_a"] = gr.Slider(UNSET, 255, UNSET, visible=False, min_width=wide, **about("threshold_a", "First value", " "))
-        unit["threshold_b"] = gr.Slider(UNSET, 255, UNSET, visible=False, min_width=wide, **about("threshold_b", "Second value", " "))
-    with gr.Row(visible=False, elem_classes=["lyco-adapter-head"]) as colours:
-        picker = gr.ColorPicker(value="#b03020", label="Colour", scale=1, min_width=90)
-        add = gr.Button("Add to palette", scale=1, min_width=90, elem_id=f"lyco_adapter_{tab}_{number + 1}_add")
-        unit["palette"] = gr.Textbox("", scale=4, max_lines=1, placeholder="#b03020:2 #e0c080 #204060",
-                                     **about("palette", "Palette", "Colours with a share behind a colon; empty: the example"))
-    unit["keypoints"] = gr.Textbox("", lines=2, max_lines=4, visible=False, **about("keypoints", "Key points", "OpenPose's JSON; no picture is needed"))
-    with gr.Row():
-        unit["weight"] = gr.Slider(0, 2, default.weight, step=0.05, **about("weight", "Weight", ""))
-        unit["start"] = gr.Slider(0, 1, default.start, step=0.01, **about("start", "Start", ""))
-        unit["end"] = gr.Slider(0, 1, default.end, step=0.01, **about("end", "End", ""))
-    with gr.Accordion("More of this adapter", open=False):
-        unit["resize_mode"] = gr.Radio(list(RESIZE_MODES), value=default.resize_mode, **about("resize_mode", "Resize mode"))
-        unit["hires"] = gr.Radio([(_HIRES_LABELS[name], name) for name in HIRES], value=default.hires, visible=tab != STUDIO,
-                                 **about("hires", "With hires. fix it acts in", ""))
-        unit["level_weights"] = gr.Textbox("", max_lines=1, placeholder="1, 1, 1, 1", **about("level_weights", "Weights of the four sizes"))
-        with gr.Row(equal_height=False):
-            with gr.Column(min_width=200):
-                mask_about = about("mask", "Region mask (acts where white)", "")
-                mask_about.pop("info")
-                unit["mask"] = gr.Image(type="numpy", image_mode="L", height=160, **mask_about)
-            with gr.Column(min_width=200):
-                files_about = about("pictures", "One picture for each of a batch", "")
-                files_about.pop("info")
-                unit["pictures"] = gr.File(file_count="multiple", file_types=["image"], height=160, **files_about)
-        with gr.Row():
-            unit["save_map"] = gr.Checkbox(False, **about("save_map", "Add the control map to the results", ""))
-            unit["strict"] = gr.Checkbox(False, **about("strict", "Stop with an error where the adapter can't act", ""))
-    extra = {"refresh": refresh, "words": words, "told": told, "look": look, "preview": preview, "picker": picker, "add": add, "colours": colours}
-    _connect(page, unit, extra, size)
-    return unit, extra
-
-
-def _connect(page: AdapterPage, unit: Mapping[str, Any], extra: Mapping[str, Any], size: Sequence[Any]) -> None:
-    """Has the controls follow each other. `input` and `select` are the user's own hand: what an infotext's paste sets must stay."""
-    bound = ("threshold_a", "threshold_b", "keypoints", "colours", "told")
-    followers = [{**unit, **extra}[name] for name in bound]
-
-    def list_names(name: str) -> Any:
-        return offered(page, name)
-
-    def choose_adapter(name: str) -> list[Any]:
-        still = [gr.update() for _ in range(3 + len(bound))]
-        if not name or name == NOTHING:
-            return ["", *still]
-        try:
-            said = page.describe(name)
-        except LycoError as error:
-            return [text.problems([str(error)]), *still]
-        preprocessor = said["preprocessor"]
-        return [text.note(said["words"]), True, preprocessor, said["resolution"] or 0, *choose_preprocessor(preprocessor, said.get("values") or ())]
-
-    def choose_preprocessor(name: str, values: Sequence[float | None] = ()) -> list[Any]:
-        described = _described(page, name)
-        follow = _sliders(described, *values) | _texts(described)
-        return [follow[each] for each in bound]
-
-    def show_map(*values: Any) -> list[Any]:
-        name = values[FIELDS.index("preprocessor")]
-        asked = plain_values(values[: len(FIELDS)])
-        try:
-            sides = tuple(_side(value) for value in values[len(FIELDS) :]) or (512, 512)
-            return [page.preview(asked, sides), _texts(_described(page, name))["told"]]
-        except LycoError as error:
-            return [gr.update(), text.problems([str(error)])]
-
-    quiet = compat.quiet()
-    extra["refresh"].click(list_names, [unit["adapter"]], [unit["adapter"]], **quiet)
-    unit["adapter"].input(choose_adapter, [unit["adapter"]],
-                          [extra["words"], unit["enabled"], unit["preprocessor"], unit["processor_resolution"], *followers], **quiet)
-    unit["preprocessor"].input(choose_preprocessor, [unit["preprocessor"]], followers, **quiet)
-    extra["add"].click(lambda palette, colour: f"{palette} {colour}".strip(), [unit["palette"], extra["picker"]], [unit["palette"]], **quiet)
-    extra["look"].click(show_map, [*(unit[name] for name in FIELDS), *size], [extra["preview"], extra["told"]], **{**quiet, "queue": True})
-
-
-def _side(value: Any) -> int:
-    """Pixels of a field for a side.
+def wanted_adapters(values: Sequence[Any]) -> dict[str, Any]:
+    """What the accordion's controls ask of a picture: {"units", "fuser"}; nothing where no unit is on.
 
     Raises:
-        ConfigError: it holds no number.
+        ConfigError: a value that a unit does not take; the line begins with "adapter 2:".
     """
-    try:
-        return int(float(value))
-    except (TypeError, ValueError):
-        raise ConfigError(f"{shown(value)} is no width or height: give both in pixels") from None
+    units = unit_values(values)
+    asked = [unit if unit["enabled"] and unit["adapter"] else {"enabled": False} for unit in units]
+    while asked and not asked[-1]["enabled"]:
+        asked.pop()
+    for number, unit in enumerate(asked, start=1):
+        try:
+            split_unit(unit)
+        except LycoError as error:
+            raise ConfigError(f"adapter {number}: {error}") from error
+    return {"units": asked, "fuser": fuser_value(values)} if asked else {}
 
 
-def _sliders(described: Mapping[str, Any] | None, *values: float | None) -> dict[str, Any]:
-    """The two sliders for a preprocessor's values, at its defaults where none are given; hidden where it has fewer."""
-    parameters = list(described["parameters"] if described else ())
-    found = {}
-    for number, name in enumerate(("threshold_a", "threshold_b")):
-        if number >= len(parameters):
-            found[name] = gr.update(value=UNSET, minimum=UNSET, visible=False)
-            continue
-        each = parameters[number]
-        given = values[number] if number < len(values) else None
-        span = each["maximum"] - each["minimum"]
-        step = 1 if each["whole"] or span > 100 else 0.01 if span <= 2 else 0.1
-        found[name] = gr.update(value=each["default"] if given is None else given, minimum=each["minimum"], maximum=each["maximum"], step=step,
-                                label=each["name"].replace("_", " ").capitalize(), info=each["help"], visible=True)
-    return found
-
-
-def _texts(described: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What is to be seen for a palette and for key points, where the preprocessor takes them, and what it does."""
-    source = described["source"] if described else ""
-    return {"colours": gr.update(visible=source == "palette"), "keypoints": gr.update(visible=source == "keypoints"),
-            "told": text.note(described["help"]) if described else ""}
-
-
-def _described(page: AdapterPage, name: str) -> Mapping[str, Any] | None:
-    return next((each for each in page.preprocessors() if each["name"] == name), None)
+def forgotten_adapters(values: Sequence[Any]) -> list[str]:
+    """A line for each unit that is on and has no adapter."""
+    return [f"adapter {number}: it is on, but no adapter is chosen, so it did nothing" for number, unit in enumerate(unit_values(values), start=1)
+            if unit["enabled"] and not unit["adapter"]]

@@ -16,22 +16,26 @@ _BLANK = "\u200b"
 """Of no width: behind a "<" there is then no tag, and between "]" and "(" no link."""
 
 
-def poll(blocks: gr.Blocks, look: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], seconds: float = 1.0) -> None:
-    """Calls `look` every so many seconds for as long as a page is open.
+def poll(blocks: gr.Blocks, look: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], seconds: float = 1.0) -> Any:
+    """Calls `look` every so many seconds for as long as a page is open; gives that event.
 
     A component's own `every` would be registered twice where the WebUI renders our blocks into its page, and so is not used.
     gradio 3.41 repeats only through its queue; where that is off, use a button instead (`TrainPage.polls`).
     """
     if HAS_TIMER:
-        gr.Timer(seconds).tick(look, list(inputs), list(outputs), show_progress="hidden", queue=False, api_name=False)
-    else:
-        blocks.load(look, list(inputs), list(outputs), every=seconds, show_progress=False, api_name=False)
+        return gr.Timer(seconds).tick(look, list(inputs), list(outputs), show_progress="hidden", queue=False, api_name=False)
+    return blocks.load(look, list(inputs), list(outputs), every=seconds, show_progress=False, api_name=False)
 
 
 def plain_image() -> dict[str, Any]:
     """The arguments that leave an image with no button but the one that shows it whole."""
     known = inspect.signature(gr.Image.__init__).parameters
     return {"buttons": ["fullscreen"]} if "buttons" in known else {"show_share_button": False, "show_download_button": False}
+
+
+def no_camera() -> dict[str, Any]:
+    """The argument that leaves an image to be given without the button for a camera; gradio 3.41 has none as it stands."""
+    return {"sources": ["upload", "clipboard"]} if "sources" in inspect.signature(gr.Image.__init__).parameters else {}
 
 
 def without_sharing() -> dict[str, Any]:
@@ -49,6 +53,11 @@ def info(text: str) -> str:
 def quiet() -> dict[str, Any]:
     """The arguments of an event that shows no progress over what it changes, needs no queue, and is no part of gradio's own API."""
     return {"queue": False, "show_progress": "hidden" if HAS_TIMER else False, "api_name": False}
+
+
+def in_page(script: str) -> dict[str, Any]:
+    """The arguments of an event that the browser answers by itself with that JavaScript function."""
+    return {**quiet(), "js" if HAS_TIMER else "_js": script}
 
 
 def uploaded(file: Any) -> tuple[str, bytes]:

@@ -18,6 +18,7 @@ _EXACT = 2**53
 """The largest whole number that a browser's number box keeps as it is."""
 
 _LEFT_OUT = "left out"
+_LINES = {"generate.prompt": 3, "generate.negative": 2, "remark.description": 2, "remark.notes": 2}
 _PLACEHOLDERS = {"training.steps": str(DEFAULT_STEPS)}
 
 _LABELS = {
@@ -49,10 +50,12 @@ _LABELS = {
     "compare.other": "Compare with",
     "remark.sd_version": "For base model",
     "remark.negative_text": "Negative text",
+    "remark.activation_text": "Words that call it",
     "rename.new": "New name",
     "convert.to": "Form",
     "convert.out": "Name of the converted file",
     "resize.rank": "Largest rank",
+    "resize.energy": "Share of the change to keep",
     "resize.dtype": "Numbers stored as",
     "resize.out": "Name of the smaller file",
     "merge.parts": "Networks and strengths, one a line",
@@ -111,6 +114,7 @@ class Form:
         self._choices = dict(choices or {})
         self._unknown = {kind: frozenset(keys) for kind, keys in (unknown or {}).items()}
         self._fields: dict[str, Any] = {}
+        self._parts: dict[str, tuple[Any, list[str]]] = {}
         self._waiting: list[Callable[[], None]] = []
 
     def when_drawn(self, work: Callable[[], None]) -> None:
@@ -137,7 +141,9 @@ class Form:
             keys = [key for key, setting in self._record.items() if setting.section == section and key not in self._fields]
             if not keys:
                 continue
-            with gr.Accordion(title, open=False):
+            hidden = self._hidden(self._start(KIND)) if KIND in self._record else frozenset()
+            with gr.Accordion(title, open=False, visible=not hidden.issuperset(keys)) as part:
+                self._parts[section] = (part, keys)
                 for start in range(0, len(keys), 2):
                     self.draw(*keys[start:start + 2])
 
@@ -153,7 +159,7 @@ class Form:
         """The record that the fields' values make, as nested plain values; an empty optional field is left out, and what the chosen kind does not know."""
         sections: dict[str, dict[str, Any]] = {}
         given = dict(zip(self._fields, values, strict=True))
-        hidden = self._unknown.get(str(given.get(KIND)), frozenset())
+        hidden = self._hidden(given.get(KIND))
         for key, value in given.items():
             setting = self._record[key]
             if key in hidden:
@@ -168,15 +174,20 @@ class Form:
         some = set().union(*self._unknown.values()) if self._unknown else set()
         return [key for key in self._fields if key in some]
 
-    def show_for(self, kind: str) -> list[Any]:
-        """For each of `kind_keys` the update that shows or hides it."""
-        hidden = self._unknown.get(kind, frozenset())
-        return [gr.update(visible=key not in hidden) for key in self.kind_keys()]
+    def kind_components(self) -> list[Any]:
+        """What depends on the chosen kind: the fields of `kind_keys`, then the folded parts."""
+        return [*(self._fields[key] for key in self.kind_keys()), *(part for part, _ in self._parts.values())] if self._unknown else []
 
-    def fill(self, values: Mapping[str, Any], keep: Collection[str] = ()) -> list[Any]:
-        """For each field the update that puts the value of that key into it, where there is none the one it started with; `keep`: keys left as they are."""
-        return [gr.update() if key in keep and key not in values else
-                gr.update(value=_shown(self._record[key], values.get(key, self._start(key)), self._offered(key))) for key in self._fields]
+    def show_for(self, kind: str) -> list[Any]:
+        """For each of `kind_components` the update that shows or hides it; a part that is the kind's own is unfolded."""
+        hidden = self._hidden(kind)
+        parts = [gr.update(visible=not hidden.issuperset(keys), **({"open": True} if section == kind else {})) for section, (_, keys) in self._parts.items()]
+        return [*(gr.update(visible=key not in hidden) for key in self.kind_keys()), *parts]
+
+    def filled(self, values: Mapping[str, Any], keep: Collection[str] = ()) -> dict[str, Any]:
+        """What each field holds, by key, with these settings in it: where none is given, what it started with; `keep`: keys left out unless they are given."""
+        return {key: _shown(self._record[key], values.get(key, self._start(key)), self._offered(key)) for key in self._fields
+                if key not in keep or key in values}
 
     def marked(self, error: str, before: str) -> tuple[list[Any], str]:
         """(for each field its update, the key that is marked now): an error that begins with a field's key stands at that field too.
@@ -191,6 +202,10 @@ class Form:
             updates[key] = gr.update(info=compat.info(f"⚠ {error} · {explanation(self._record[key])}"))
         return [updates.get(one, gr.update()) for one in self._fields], key
 
+    def _hidden(self, kind: Any) -> frozenset[str]:
+        """The keys that this kind does not know."""
+        return self._unknown.get(str(kind), frozenset())
+
     def _start(self, key: str) -> Any:
         return self._defaults.get(key, self._record[key].default)
 
@@ -198,7 +213,7 @@ class Form:
         return self._choices.get(key) or self._record[key].choices
 
     def _draw(self, key: str) -> None:
-        hidden = self._unknown.get(str(self._start(KIND)), frozenset()) if KIND in self._record else frozenset()
+        hidden = self._hidden(self._start(KIND)) if KIND in self._record else frozenset()
         self._fields[key] = _component(self._record[key], self._start(key), self._offered(key), key not in hidden)
 
 
@@ -253,4 +268,4 @@ def _component(setting: Setting, value: Any, choices: Sequence[str] | None, visi
         return gr.Textbox(placeholder=_PLACEHOLDERS.get(setting.key, _LEFT_OUT), max_lines=1, **about)
     if setting.kind in _NUMBERS:
         return gr.Number(precision=0 if setting.kind == "whole number" else None, **about)
-    return gr.Textbox(**about)
+    return gr.Textbox(lines=_LINES.get(setting.key, 1), **about)

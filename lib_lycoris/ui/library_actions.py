@@ -67,7 +67,9 @@ class Actions:
                 others = [row["name"] for row in self._page.rows("networks") if row["name"] != name][:_OTHERS] if shelf == "networks" else []
             except LycoError:
                 name = None
-        values = [_field_value(key, remarks) for key in self.forms["remark"].fields()]
+        form = self.forms["remark"]
+        known = {key: remarks.get(key.partition(".")[2].replace("_", " ")) for key in form.fields()}
+        values = [gr.update(value=value) for value in form.filled({key: value for key, value in known.items() if value is not None}).values()]
         return [*values, name or "", gr.update(choices=others, value=None), f"{name}:1" if name and shelf == "networks" else "", figures, "",
                 gr.update(visible=True), gr.update(visible=False), *(gr.update(visible=shelf == "networks") for _ in _OF_NETWORKS)]
 
@@ -75,7 +77,7 @@ class Actions:
         """The list of the trash, as it is now."""
         entries = self._page.trash()
         offered = [(f"{each['name']}\n{each['kind']} · {megabytes(each['bytes'])} · deleted {day(each['deleted'])}", each["entry"]) for each in entries]
-        return gr.update(choices=offered, value=None)
+        return gr.update(choices=offered, value=None, label="Deleted" if offered else "Deleted: nothing")
 
     def wire(self, chooser: Any, after: Callable[..., list[Any]], changed: Sequence[Any]) -> None:
         """Says what the buttons do.
@@ -161,7 +163,8 @@ class Actions:
     def _draw_trash(self) -> None:
         with gr.Accordion("Trash", open=False, elem_id="lycoris_library_trash"):
             gr.Markdown("What was deleted lies in a folder .lyco-trash beside the files, until you delete it for good.")
-            self.trash_list = gr.Radio(choices=[], label="Deleted", elem_id="lycoris_library_deleted", elem_classes=["lycoris-files"], interactive=True)
+            self.trash_list = gr.Radio(choices=[], label="Deleted: nothing", elem_id="lycoris_library_deleted", elem_classes=["lycoris-files"],
+                                       interactive=True)
             with gr.Row():
                 self.buttons["restore"] = gr.Button(self._actions["restore"].label, elem_id="lycoris_library_do_restore", size="sm")
                 self._ask_empty = gr.Button("Delete for good …", elem_id="lycoris_library_ask_empty", size="sm")
@@ -217,11 +220,6 @@ class Actions:
 
 
 _EMPTY = {"preferred_weight": 0.0}
-
-
-def _field_value(key: str, remarks: Mapping[str, Any]) -> Any:
-    value = remarks.get(key.partition(".")[2].replace("_", " "))
-    return gr.update(value="" if value is None else str(value) if isinstance(value, float) else value)
 
 
 def _chosen(name: str | None) -> str:

@@ -9,6 +9,7 @@ import gradio as gr
 
 from . import compat, text
 from .generate import GeneratePage, draw_generate
+from .late import Late
 from .library import LibraryPage, draw_library
 from .train import TrainPage, draw_train
 
@@ -35,22 +36,23 @@ def make_page(train: TrainPage, generate: GeneratePage, line: Callable[[], str],
             with gr.Tab("Generate", elem_id="lycoris_tab_generate") as tab:
                 form = draw_generate(blocks, tab, generate)
             with gr.Tab("Train", elem_id="lycoris_tab_train"):
-                fields = {**form.fields(), **draw_train(blocks, train).fields()}
+                fields = {**form.fields(), **draw_train(blocks, train, late).fields()}
             if library is not None:
                 with gr.Tab("Library", elem_id="lycoris_tab_library") as tab:
                     draw_library(blocks, tab, library)
-        compat.poll(blocks, make_look(line, late), [seen], [head, seen, *(fields[key] for key in LATE)], seconds=1.0)
+        sizes = Late({key: fields[key] for key in LATE}, "sizes")
+        starts = {key: fields[key].value for key in LATE}
+        sizes.after(compat.poll(blocks, make_look(line, lambda: sizes.tell(late(), starts)), [seen], [head, seen, sizes.told], seconds=1.0))
     return blocks
 
 
-def make_look(line: Callable[[], str], late: Callable[[], Mapping[str, Any]]) -> Callable[[str], list[Any]]:
-    """The function that a page polls for its head, the line it shows, and the values of `LATE`."""
+def make_look(line: Callable[[], str], tell: Callable[[], str]) -> Callable[[str], list[Any]]:
+    """The function that a page polls for its head, the line it shows, and what `tell` gives when that changes: the values of `LATE`."""
 
     def look(last: str) -> list[Any]:
         now = line()
         if now == last:
-            return [gr.update() for _ in range(2 + len(LATE))]
-        known = late()
-        return [text.heading(TITLE, now), now, *(gr.update(value=known[key]) if key in known else gr.update() for key in LATE)]
+            return [gr.update(), gr.update(), ""]
+        return [text.heading(TITLE, now), now, tell()]
 
     return look

@@ -37,6 +37,10 @@ CSS = """
 .lycoris-row figure { margin: 0; flex: 0 1 8rem; min-width: 5rem; }
 .lycoris-row img { width: 100%; border-radius: 6px; display: block; }
 .lycoris-row figcaption { font-size: 0.8rem; opacity: 0.8; text-align: center; }
+.lycoris-last { align-items: center; padding: 0.4rem 0.7rem; border-radius: 6px; background: rgba(128, 128, 128, 0.12); }
+.lycoris-last p { margin: 0; overflow-wrap: anywhere; }
+.lycoris-said p { margin: 0; opacity: 0.85; overflow-wrap: anywhere; }
+.lycoris-said [role=alert] p { opacity: 1; }
 .lycoris-empty { opacity: 0.7; }
 .lycoris-notes li { margin: 0.15rem 0; overflow-wrap: anywhere; }
 .lycoris-head h1 { margin: 0.2rem 0 0; font-size: 1.35rem; }
@@ -55,6 +59,8 @@ _PHASES = {
     "failed": "Failed",
     "interrupted": "Interrupted: the program ended during it. Resume goes on from the newest saved state",
 }
+
+_ENDED = {"done": "is done", "stopped": "was stopped", "failed": "has failed", "interrupted": "was interrupted"}
 
 
 def heading(title: str, line: str) -> str:
@@ -92,6 +98,13 @@ def progress(state: Mapping[str, Any]) -> str:
         words.append(f"about {duration(state['seconds_left'])} left")
     bar = f'<progress aria-label="Progress of the training" max="{int(steps) or 1}" value="{int(step)}"></progress>' if phase != "idle" else ""
     return f"<p>{escape(' · '.join(words))}</p>{bar}{problems([state['error']] if state.get('error') else [])}"
+
+
+def last_training(state: Mapping[str, Any]) -> str:
+    """HTML of a line that says which training's settings may be taken over."""
+    name = f", {state['name']}," if state.get("name") else ""
+    ended = _ENDED.get(state.get("phase", ""))
+    return note(f"The last training{name} {ended}." if ended else f"A training{name} is under way. Its settings are not those in the fields below.")
 
 
 def notes(lines: Sequence[str], title: str = "") -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -11,11 +11,12 @@ from ..errors import LycoError
 from ..setting import Setting
 from ..training.config import settings
 from . import compat, text
-from .fields import Form
+from .fields import KIND, Form
+from .late import Late
 from .train_page import TrainPage
 from .train_pictures import draw_pictures
 from .train_settings import draw_files, draw_preset
-from .train_watch import FOUND_AGAIN, Watched, draw_watch, make_look
+from .train_watch import BUSY, Watched, draw_watch, make_look
 
 __all__ = ["FIRST", "REST", "TrainPage", "draw_train", "make_look", "train_settings"]
 
@@ -34,10 +35,15 @@ REST = {
 }
 """The title under which the other settings of a section are folded; a section without one has its own name."""
 
-_HINT = (
-    "Put 5 to 50 pictures into one folder, and beside each a text file of the same name that says what it shows (cat.png, cat.txt). "
-    "Give what is new a word of its own in every text, and use that word in the prompt later."
-)
+_HINTS = {
+    "": "Put 5 to 50 pictures into one folder, and beside each a text file of the same name that says what it shows (cat.png, cat.txt). "
+        "Give what is new a word of its own in every text, and use that word in the prompt later.",
+    "embedding": "Put 5 to 20 pictures into one folder, and beside each a text file of the same name that says what it shows (cat.png, cat.txt), "
+                 "with the new word for what is new. The word is given below; left out there, it is the name.",
+    "adapter": "Put hundreds of pictures or more into one folder, and beside each a text file that says what it shows and its control picture "
+               "(cat.png, cat.txt, cat.cond.png). Without control pictures, choose a preprocessor under More about the pictures, which makes them.",
+}
+"""What pictures are wanted, by the kind that is trained; the first for all that are not named."""
 
 
 def train_settings(page: TrainPage) -> list[Setting]:
@@ -52,42 +58,74 @@ def titles(page: TrainPage) -> dict[str, str]:
     return {**known, **{section: f"More about the {section}" for section in sections if section not in REST}}
 
 
-def draw_train(blocks: gr.Blocks, page: TrainPage) -> Form:
-    """Draws the tab's content into the surrounding gradio context; gives its form."""
+def draw_train(blocks: gr.Blocks, page: TrainPage, late: Callable[[], Mapping[str, Any]] = dict) -> Form:
+    """Draws the tab's content into the surrounding gradio context; gives its form.
+
+    Args:
+        late: gives, by key, what the host's page puts into fields by itself once it is known; that counts as untouched.
+    """
     form = Form(train_settings(page), page.defaults, unknown=page.unknown)
     with gr.Row(elem_classes=["lycoris-train"]):
         with gr.Column(scale=1, min_width=420):
+            last = _Last(page, form, late) if page.config is not None else None
             preset = draw_preset(page)
             for row in FIRST:
                 form.draw(*row)
                 if row == ("data.folders",):
-                    gr.Markdown(_HINT)
+                    hint = gr.Markdown(_HINTS[""], elem_id="lycoris_hint")
                     draw_pictures(page, form)
             form.draw_rest(titles(page))
             draw_files(page, form, preset)
         with gr.Column(scale=1, min_width=420):
             watched = draw_watch(blocks, page)
     form.drawn()
+    kind = form.fields()[KIND]
+    kind.change(lambda kind: _HINTS.get(kind, _HINTS[""]), [kind], [hint], **compat.quiet())
     _wire(page, form, watched)
-    _restore(blocks, page, form)
+    if last is not None:
+        last.wire(blocks, watched)
     return form
 
 
-def _restore(blocks: gr.Blocks, page: TrainPage, form: Form) -> None:
-    """Whoever opens the page while a training is under way, or after one was interrupted, finds its settings in the form."""
-    if page.config is None:
-        return
+class _Last:
+    """What whoever opens the page finds of the training that is under way or was last: its settings.
 
-    def restore() -> list[Any]:
-        config = page.config() if page.state()["phase"] in FOUND_AGAIN else None
-        if config is None:
-            return [gr.update() for _ in form.fields()]
-        return form.fill({f"{section}.{name}": value for section, part in config.items() for name, value in part.items()})
+    They come into the fields by themselves while it is under way and as long as no field was touched; else a line offers them.
+    """
 
-    button = gr.Button("Restore", elem_id="lycoris_restore", elem_classes=["lycoris-hidden"])
-    button.click(restore, [], form.components(), **compat.quiet())
-    if page.polls:  # else the host's page presses the button once
-        blocks.load(restore, [], form.components(), **compat.quiet())
+    def __init__(self, page: TrainPage, form: Form, late: Callable[[], Mapping[str, Any]]) -> None:
+        self._page, self._form, self._known = page, form, late
+        with gr.Row(visible=False, elem_id="lycoris_last", elem_classes=["lycoris-last"]) as self._row:
+            self._words = gr.HTML(elem_id="lycoris_last_words")
+            self._take = gr.Button("Take its settings", size="sm", elem_id="lycoris_last_take", min_width=140, scale=0)
+
+    def wire(self, blocks: gr.Blocks, watched: Watched) -> None:
+        """Says what happens when the page is opened, and what the button does."""
+        late = Late(self._form.fields(), "last")
+        late.offer(self._row)
+
+        def look() -> list[Any]:
+            state, settings = self._page.state(), self._settings()
+            if settings is None:
+                return ["", ""]
+            taken = self._form.filled(settings) if state["phase"] in BUSY else {}
+            return [late.tell(taken, self._form.filled({}), self._known(), whole=True), text.last_training(state)]
+
+        def take(*values: Any) -> list[Any]:
+            settings = self._settings()
+            return ["" if settings is None else late.tell(self._form.filled(settings), late.values(values)), gr.update(visible=False)]
+
+        button = gr.Button("Restore", elem_id="lycoris_restore", elem_classes=["lycoris-hidden"])
+        openings = [button.click, *([blocks.load] if self._page.polls else [])]  # else the host's page presses the button once
+        for opened in openings:
+            late.after(opened(look, [], [late.told, self._words], **compat.quiet()))
+        late.after(self._take.click(take, self._form.components(), [late.told, self._row], **compat.quiet()))
+        watched.start.click(lambda: gr.update(visible=False), [], [self._row], **compat.quiet())
+
+    def _settings(self) -> dict[str, Any] | None:
+        """That training's settings by key; None where there was none."""
+        config = self._page.config()
+        return None if config is None else {f"{section}.{name}": value for section, part in config.items() for name, value in part.items()}
 
 
 def _wire(page: TrainPage, form: Form, watched: Watched) -> None:

@@ -26,8 +26,8 @@ class TrainPage:
         preview: asks the running training for preview pictures now.
         thumbnail: takes the path of a preview that the state names, gives a small JPEG's bytes.
         pictures: takes a config, gives {"pictures": […], "problems": […]} of its dataset (`training.desk.Desk`); picture: one of them as an image;
-            caption: writes one's caption; upload: takes a name and (file name, bytes) pairs, gives {"folder", "written", "problems"}; sample: gives the
-            folder of the sample pictures.
+            caption: writes one's caption; upload: takes a name and (file name, bytes) pairs, gives {"folder", "written", "problems"}; sample: takes a kind of
+            network, gives {"folder", "about", "settings": by key} of its sample pictures.
         presets: gives them as {"name", "about", "values", "own"}; save_preset, delete_preset: the user's own.
         import_settings: takes a file's text, gives {"values": by key, "notes": lines}; export: takes a config, gives {"toml", "command"}.
         config: gives the config of the training that is under way, or was last; None where there was none.
@@ -50,7 +50,7 @@ class TrainPage:
     picture: Callable[[Config, str, int], Any] | None = None
     caption: Callable[[Config, str, str], Mapping[str, Any]] | None = None
     upload: Callable[[str, list[tuple[str, bytes]]], Mapping[str, Any]] | None = None
-    sample: Callable[[], Mapping[str, Any]] | None = None
+    sample: Callable[[str], Mapping[str, Any]] | None = None
     presets: Callable[[], Sequence[Mapping[str, Any]]] | None = None
     save_preset: Callable[[str, Config], Any] | None = None
     delete_preset: Callable[[str], Any] | None = None

@@ -10,21 +10,21 @@ import gradio as gr
 
 from ..errors import LycoError
 from . import compat, text
-from .fields import Form
+from .fields import KIND, Form
+from .late import Late
 from .train_page import TrainPage
 
 _PAGE = 24
 _THUMBNAIL, _LARGE = 256, 640
+_FOLDERS = "data.folders"
 _ENDINGS = ["image", ".txt", ".caption"]
 
 
 def draw_pictures(page: TrainPage, form: Form) -> None:
     """Draws what belongs to the pictures beneath their field, as far as the host has it."""
-    folders = form.fields()["data.folders"]
-    problem = gr.HTML(elem_id="lycoris_pictures_problem", elem_classes=["lycoris-problem"])
+    folders = form.fields()[_FOLDERS]
     if page.sample is not None:
-        sample = gr.Button("Use the sample pictures", size="sm", elem_id="lycoris_sample")
-        sample.click(lambda: _sample(page), [], [folders, problem], **compat.quiet())
+        _draw_sample(page, form)
     if page.upload is not None:
         with gr.Accordion("Upload pictures into a folder of their own", open=False, elem_id="lycoris_upload"):
             _draw_upload(page, folders)
@@ -33,11 +33,35 @@ def draw_pictures(page: TrainPage, form: Form) -> None:
             _draw_gallery(page, form)
 
 
-def _sample(page: TrainPage) -> tuple[Any, str]:
-    try:
-        return gr.update(value=str(page.sample()["folder"])), ""
-    except LycoError as error:
-        return gr.update(), text.problems([str(error)])
+def _draw_sample(page: TrainPage, form: Form) -> None:
+    """Draws the button that fills in the sample pictures of what is to be trained; they follow while that is changed."""
+    button = gr.Button("Use the sample pictures", size="sm", elem_id="lycoris_sample")
+    answer = gr.HTML(elem_id="lycoris_pictures_problem", elem_classes=["lycoris-problem", "lycoris-said"])
+    taken = gr.State("")
+
+    def wire() -> None:
+        fields = form.fields()
+        late = Late(fields, "sample_settings")
+
+        def take(*values: Any) -> list[Any]:
+            given = late.values(values)
+            try:
+                found = page.sample(str(given[KIND]))
+            except LycoError as error:
+                return ["", "", text.problems([str(error)])]
+            settings = {_FOLDERS: [found["folder"]], **found["settings"]}
+            filled = form.filled(settings)
+            return [late.tell({key: filled[key] for key in settings if key in filled}, given), filled[_FOLDERS], text.note(found["about"])]
+
+        def follow(before: str, *values: Any) -> list[Any]:
+            held = str(late.values(values)[_FOLDERS] or "").strip()
+            return take(*values) if before and held == before else ["", gr.update(), gr.update()]
+
+        outputs = [late.told, taken, answer]
+        late.after(button.click(take, form.components(), outputs, **compat.quiet()))
+        late.after(fields[KIND].change(follow, [taken, *form.components()], outputs, **compat.quiet()))
+
+    form.when_drawn(wire)
 
 
 def _draw_upload(page: TrainPage, folders: Any) -> None:

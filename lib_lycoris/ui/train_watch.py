@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import gradio as gr
@@ -13,14 +14,21 @@ from ..errors import LycoError
 from . import compat, curves, text
 from .train_page import TrainPage
 
-_BUSY = ("preparing", "running", "pausing", "paused", "stopping")
+BUSY = ("preparing", "running", "pausing", "paused", "stopping")
+"""Phases of a training that is under way."""
 _RESUMABLE = ("paused", "stopped", "failed", "interrupted")
 _RUNNING = ("preparing", "running")
-FOUND_AGAIN = (*_BUSY, "stopped", "failed", "interrupted")
-"""Phases of a training whose settings a page that is opened takes over: it is under way, or may go on."""
 _PAUSE, _RESUME = "Pause", "Resume"
 _COLUMNS = 6
 """Preview pictures beside each other: the one before, then the newest."""
+_USE = {
+    "": "To use it, write this into the prompt, and the words of your captions",
+    "embedding": "To use it, write this word into the prompt",
+    "adapter": "To use it, choose this one under T2I-Adapters where pictures are generated, and give it a control picture",
+}
+"""The label over what is typed or chosen, by the kind that was trained."""
+_FIRST = {-1: "control", 0: "before"}
+"""What stands under a preview that is of no step."""
 _NOTHING = "<p class='lycoris-empty'>The curve of the loss and preview pictures appear here while a training runs.</p>"
 
 
@@ -54,7 +62,7 @@ def draw_watch(blocks: gr.Blocks, page: TrainPage) -> Watched:
     curve = gr.HTML(_NOTHING, elem_id="lycoris_curve")
     previews = gr.HTML("", elem_id="lycoris_previews", elem_classes=["lycoris-previews"])
     ranks = gr.HTML("", elem_id="lycoris_ranks")
-    tag = gr.Textbox(label="To use it, write this into the prompt, and the words of your captions", visible=False, interactive=False, elem_id="lycoris_tag")
+    tag = gr.Textbox(label=_USE[""], visible=False, interactive=False, elem_id="lycoris_tag")
     with gr.Accordion("Learning rate and log", open=False, elem_id="lycoris_details"):
         rate = gr.HTML("", elem_id="lycoris_rate")
         log = gr.Textbox(label="Log", lines=6, max_lines=12, interactive=False, elem_id="lycoris_log")
@@ -101,13 +109,14 @@ def make_look(page: TrainPage) -> Callable[[str], list[Any]]:
         mark = f"{state.get('version')}|{len(previews)}|{previews[-1][0] if previews else ''}"
         if mark == seen:
             return [gr.update() for _ in range(12)]
-        phase, tag = state["phase"], state.get("tag") or ""
-        busy = phase in _BUSY
+        phase, use = state["phase"], _use(state)
+        busy = phase in BUSY
         same_previews = seen.partition("|")[2] == mark.partition("|")[2]
         return [
             text.progress(state), _loss(state), gr.update() if same_previews else _previews(page, state),
             curves.ranks(state.get("ranks") or {}, int(state.get("initial_rank") or 0)),
-            curves.curves({"learning rate": state.get("rates") or ()}, "Learning rate"), gr.update(value=tag, visible=bool(tag)),
+            curves.curves({"learning rate": state.get("rates") or ()}, "Learning rate"),
+            gr.update(value=use, visible=bool(use), label=_USE.get(state.get("kind"), _USE[""])),
             "\n".join(state.get("log", ())), gr.update(interactive=not busy), gr.update(interactive=busy and phase != "stopping"),
             gr.update(value=_RESUME if phase in _RESUMABLE else _PAUSE, interactive=phase in (*_RUNNING, *_RESUMABLE)),
             gr.update(interactive=phase in _RUNNING), mark,
@@ -116,13 +125,19 @@ def make_look(page: TrainPage) -> Callable[[str], list[Any]]:
     return look
 
 
+def _use(state: Mapping[str, Any]) -> str:
+    """What is typed or chosen to use what was trained; nothing while there is no file."""
+    name = PurePath(state["path"]).stem if state.get("path") and state.get("kind") == "adapter" else ""
+    return state.get("tag") or name
+
+
 def _loss(state: Mapping[str, Any]) -> str:
     lines = {"loss": state.get("losses") or (), "validation": state.get("validations") or ()}
     return curves.curves(lines, "Loss") or (_NOTHING if state.get("phase") == "idle" else "")
 
 
 def _previews(page: TrainPage, state: Mapping[str, Any]) -> str:
-    """HTML of the previews: a row for each prompt, the picture from before first, then the newest."""
+    """HTML of the previews: a row for each prompt, what the pictures follow and the picture from before first, then the newest."""
     if page.thumbnail is None:
         return ""
     by_prompt: dict[tuple[str, str], list[tuple[int, str]]] = {}
@@ -131,8 +146,8 @@ def _previews(page: TrainPage, state: Mapping[str, Any]) -> str:
         by_prompt.setdefault((prompt, number), []).append((int(step), path))
     rows = []
     for (prompt, _), made in by_prompt.items():
-        before = [one for one in made if one[0] == 0][:1]
-        newest = [one for one in made if one[0] != 0][-(_COLUMNS - len(before)):]
+        before = [one for which in _FIRST for one in made if one[0] == which]
+        newest = [one for one in made if one[0] > 0][-(_COLUMNS - len(before)):]
         pictures = "".join(_preview(page.thumbnail, step, path, prompt) for step, path in (*before, *newest))
         rows.append(text.row_of_pictures(prompt, pictures))
     return "".join(rows)
@@ -143,4 +158,4 @@ def _preview(thumbnail: Callable[[str], bytes], step: int, path: str, prompt: st
         picture = "data:image/jpeg;base64," + base64.b64encode(thumbnail(path)).decode("ascii")
     except LycoError:  # deleted in the meantime
         picture = ""
-    return text.picture(picture, "before" if step == 0 else f"step {step}", prompt)
+    return text.picture(picture, _FIRST.get(step, f"step {step}"), prompt)

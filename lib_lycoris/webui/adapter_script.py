@@ -11,14 +11,13 @@ from modules.infotext_utils import PasteField
 
 from lib_lycoris.errors import LycoError
 from lib_lycoris.prompt.unit import Unit, parse_unit
-from lib_lycoris.prompt.unit_values import FIELDS, PICTURES, unit_values
+from lib_lycoris.prompt.unit_values import FIELDS, INFOTEXT, PICTURES, fuser_value, told_fuser, unit_values
 
 from .adapter_axes import changed
 from .adapter_work import AdapterWork
 from .adapters import Adapters
 
 TITLE = "Lyco adapters"
-INFOTEXT = "Lyco adapter {}"
 _FILES = ("pictures",)
 """What no field of another tab takes over: gradio 3.41 gives files in another form than it takes them."""
 
@@ -28,7 +27,8 @@ def make_script(adapters: Adapters, draw: Callable[[str, Sequence[Any]], Any], s
 
     Args:
         adapters: what there is.
-        draw: draws the accordion of a tab ("txt2img" or "img2img"; the host's components for width and height), gives it with `units`, `rest`, `controls`.
+        draw: draws the accordion of a tab ("txt2img" or "img2img"; the host's components for width and height), gives it with `units`, `rest`,
+            `fuser`, `controls`.
         show: gives for each control what it shows of a unit, for pasted infotexts.
     """
 
@@ -59,13 +59,15 @@ def make_script(adapters: Adapters, draw: Callable[[str, Sequence[Any]], Any], s
                 for number, (unit, rest) in enumerate(zip(drawn.units, drawn.rest, strict=True))
                 for name, component in {**unit, "colours": rest["colours"], "told": rest["told"]}.items() if name not in _FILES
             ]
+            self.infotext_fields.append(PasteField(drawn.fuser, told_fuser))
             # what "Send to img2img" hands over as it stands: the host looks for these among the fields of both tabs
-            self.paste_field_names = [_Pasted(number, name, show) for number in range(len(drawn.units)) for name in FIELDS if name not in _FILES]
+            units = [_Pasted(number, name, show) for number in range(len(drawn.units)) for name in FIELDS if name not in _FILES]
+            self.paste_field_names = [*units, told_fuser]
             return drawn.controls
 
         def process(self, p: Any, *values: Any) -> None:
             """Reads the units; a picture that has some gets a sampling of its own that puts them on and takes them off."""
-            AdapterWork.begin(p, adapters, changed(p, unit_values(values)))
+            AdapterWork.begin(p, adapters, changed(p, unit_values(values)), fuser_value(values))
 
         def process_before_every_sampling(self, p: Any, *values: Any, **given: Any) -> None:
             """Puts the features for this pass on: its size and its model are known now."""

@@ -12,15 +12,13 @@ from lib_lycoris.control import preparing as control
 from lib_lycoris.errors import AdapterError, LycoError, shown
 from lib_lycoris.patching.places import find_places
 from lib_lycoris.prompt.unit import Unit, render_unit
-from lib_lycoris.prompt.unit_values import split_unit
+from lib_lycoris.prompt.unit_values import AUTO_FUSER, INFOTEXT, INFOTEXT_FUSER, split_unit
 
 from . import adapter_pictures, host
 from .adapter_texts import extend_texts
 from .problems import tell
 from .rows import rows_of, step_of
 from .tiles import Tiles
-
-INFOTEXT = "Lyco adapter {}"
 
 
 @dataclass
@@ -46,8 +44,9 @@ class Asked:
 class AdapterWork:
     """Kept on the host's `p` as `lyco_adapters`. Its features are on the model during `p.sample` and at no other time."""
 
-    def __init__(self, p: Any, adapters: Any, asked: Sequence[Asked]):
+    def __init__(self, p: Any, adapters: Any, asked: Sequence[Asked], fuser: str = AUTO_FUSER):
         self._owner = weakref.ref(p)
+        self._fuser = fuser
         self._adapters = adapters
         self._asked = list(asked)
         self._control: Any = None
@@ -66,7 +65,7 @@ class AdapterWork:
         self._step = (0, 1)
 
     @staticmethod
-    def begin(p: Any, adapters: Any, units: Sequence[Mapping[str, Any]]) -> None:
+    def begin(p: Any, adapters: Any, units: Sequence[Mapping[str, Any]], fuser: str = AUTO_FUSER) -> None:
         """Reads the units of a picture that is about to be made; where some act, the picture samples under them."""
         Sample.remove(p)
         p.lyco_adapters = None
@@ -81,8 +80,8 @@ class AdapterWork:
                     problems.append((f"lyco: adapter {number}: {error}", values.get("strict") is True))
         if not asked and not problems:
             return
-        work = p.lyco_adapters = AdapterWork(p, adapters, asked)
-        p.sample = Sample(p, work)
+        work = p.lyco_adapters = AdapterWork(p, adapters, asked, fuser)
+        p.sample = Sample(p)
         for each in asked:
             p.extra_generation_params[INFOTEXT.format(each.number)] = render_unit(each.unit)
         for problem, strict in problems:
@@ -213,7 +212,7 @@ class AdapterWork:
         try:
             prepare = self._adapters.preparation.prepare
             self._take(prepare(unet, asked, self._size, len(self._pictures), self._device, self._hires, host.base_model(self._model),
-                               first=self._first))
+                               self._fuser, self._first))
         except AdapterError as error:
             self.fail(f"lyco: {error}", False)
             self._stop = self._stop or error
@@ -232,7 +231,7 @@ class AdapterWork:
         if not self._hires:
             self._maps.update({(number, place, self._pictures[0]): made for place, (number, made) in enumerate(prepared.maps)})
         if prepared.fuser:
-            self._owner().extra_generation_params["Lyco adapter fuser"] = prepared.fuser
+            self._owner().extra_generation_params[INFOTEXT_FUSER] = prepared.fuser
         self._control = prepared.control
         numbers = {number for number, _ in prepared.maps}
         self._mapped = [each.unit for each in self._asked if each.number in numbers]
@@ -268,19 +267,25 @@ class AdapterWork:
 
 
 class Sample:
-    """Stands in for one picture's own `sample`, in the instance alone: whatever happens in it, nothing of ours is on the model afterwards."""
+    """Stands in for one picture's own `sample`, in the instance alone: whatever happens in it, nothing of ours is on the model afterwards.
 
-    def __init__(self, p: Any, work: AdapterWork):
+    It asks at each call what the picture's units are: scripts make several runs with one `p`, and another extension that stands in for `sample` too, as
+    ControlNet does, may hold on to the one of the first run.
+    """
+
+    def __init__(self, p: Any):
         self._owner = weakref.ref(p)
-        self._work = work
         self._before = vars(p).get("sample")
 
     def __call__(self, *values: Any, **named: Any) -> Any:
         """The latents or pictures, as the host's method of this name gives them."""
-        p, work = self._owner(), self._work
+        p = self._owner()
+        sample, work = self._before or type(p).sample.__get__(p), AdapterWork.of(p)
+        if work is None:
+            return sample(*values, **named)
         try:
             work.raise_if_stopped()
-            made = (self._before or type(p).sample.__get__(p))(*values, **named)
+            made = sample(*values, **named)
             work.check()
             work.raise_if_stopped()
             return made

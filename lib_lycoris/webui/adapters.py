@@ -29,7 +29,8 @@ class Adapters:
 
     def __init__(self) -> None:
         self.shelf = AdapterShelf(settings.adapter_folders())
-        self.preparation = Preparation(self.shelf, clip_vision.Seeing())
+        self.seeing = clip_vision.make_seeing()
+        self.preparation = Preparation(self.shelf, self.seeing)
 
     def look_into_folders(self) -> None:
         """Looks where the settings say now."""
@@ -44,6 +45,10 @@ class Adapters:
         """Every adapter that can be chosen, whatever it is for."""
         return self.shelf.names()
 
+    def fusers(self) -> list[str]:
+        """CoAdapter fusers that fit the loaded checkpoint, or all where none is loaded yet."""
+        return self.shelf.names(channels=host.feature_channels(host.loaded_model()), kinds=("fuser",))
+
     def rows(self) -> list[dict[str, Any]]:
         """Every adapter file as plain values, with the preprocessor that belongs to it and whether it fits the loaded checkpoint."""
         fitting = set(self.names())
@@ -57,7 +62,7 @@ class Adapters:
             LycoError: there is none of that name, or it can't be used.
         """
         facts = self.shelf.facts(name)
-        seeing = clip_vision.describe(facts.width) if facts.kind == "style" else ""
+        seeing = self.seeing.describe(facts.width) if facts.kind == "style" else ""
         return tell_adapter(name, facts, facts.fits(host.base_model(host.loaded_model())), seeing)
 
     def preprocessor_of(self, name: str) -> str:

@@ -18,6 +18,7 @@ from lib_lycoris.training.job import Leads, TrainJob
 from lib_lycoris.training.pace import Paces
 from lib_lycoris.training.progress import StepReport
 from lib_lycoris.training.result import TrainResult
+from lib_lycoris.training.sample_set import SampleSet
 
 from . import host, settings
 from .applier import Applier
@@ -36,13 +37,13 @@ class Training:
 
     Args:
         applier: whose networks come off the model, and whose catalogue hears of a new one.
-        sample: draws the sample pictures into a folder; None: there are none.
+        sample: takes a kind of network, gives its sample pictures; None: there are none.
 
     Attributes:
         desk: what is around a training: pictures, presets, settings in other forms.
     """
 
-    def __init__(self, applier: Applier, sample: Callable[[Path], object] | None = None) -> None:
+    def __init__(self, applier: Applier, sample: Callable[[str], SampleSet] | None = None) -> None:
         self._applier = applier
         home = host.own_folder()
         self.job = TrainJob(self._run, call_queue.queue_lock, home / "training.json")

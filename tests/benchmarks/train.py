@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -46,6 +46,8 @@ RANK, HALF = 16, 8
 """LoRA's and AdaLoRA's rank, and LoHa's, which gives as many parameters."""
 STEPS = 100
 MIB = 2**20
+_IN_PLACE = {torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm], torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm]}
+"""What torch's counter leaves out."""
 
 
 @dataclass
@@ -134,7 +136,7 @@ def ours(model: Model, name: str, **settings: object) -> Case:
         flat.zero_gradients()
         run()
 
-    return Case(f"Lyco {name}", whole, list(named.values()), optimizer.step, allocate if chosen.kind == "adalora" else None, lambda: attachment)
+    return Case(name, whole, list(named.values()), optimizer.step, allocate if chosen.kind == "adalora" else None, lambda: attachment)
 
 
 def lycoris(model: Model, name: str, algorithm: str, rank: int, **settings: object) -> Case:
@@ -149,7 +151,7 @@ def lycoris(model: Model, name: str, algorithm: str, rank: int, **settings: obje
     _check_count(name, len(wrapper.loras), len(targets))
     wrapper.apply_to()
     wrapper.to(model.device)
-    return _foreign(f"LyCORIS {name}", model, tree, list(wrapper.parameters()), keep=wrapper)
+    return _foreign(name, model, tree, list(wrapper.parameters()), keep=wrapper)
 
 
 def peft(model: Model, name: str, config: str, **settings: object) -> Case:
@@ -165,7 +167,7 @@ def peft(model: Model, name: str, config: str, **settings: object) -> Case:
         library.inject_adapter_in_model(adapted, tree)
     parameters = [value for value in tree.parameters() if value.requires_grad]
     _check_count(name, sum(hasattr(module, "base_layer") for module in tree.modules()), len(targets))
-    return _foreign(f"PEFT {name}", model, tree, parameters, allocate=None if tuner is None else tuner.update_and_allocate, keep=tuner)
+    return _foreign(name, model, tree, parameters, allocate=None if tuner is None else tuner.update_and_allocate, keep=tuner)
 
 
 def _foreign(name: str, model: Model, tree: nn.Module, parameters: list[nn.Parameter], allocate: Callable | None = None, keep: object = None) -> Case:
@@ -200,30 +202,31 @@ def _check_count(name: str, found: int, wanted: int) -> None:
         raise RuntimeError(f"{name} covers {found} layers instead of {wanted}: the comparison would not be fair")
 
 
-def make_cases(model: Model) -> list[Case]:
-    """The floor and every method; packages that are missing are told and left out."""
-    cases = [
-        floor(model),
-        ours(model, f"LoRA r{RANK}", kind="locon", rank=RANK),
-        ours(model, f"LoHa r{HALF}", kind="loha", rank=HALF),
-        ours(model, "LoKr f8", kind="lokr", rank=RANK, factor=8),
-        ours(model, f"DoRA r{RANK}", kind="locon", rank=RANK, dora=True),
-        ours(model, f"AdaLoRA r{RANK}", kind="adalora", target_rank=RANK // 2, init_rank=RANK, interval=1, warmup=0),
-    ]
-    peers = [
-        lambda: lycoris(model, f"LoRA r{RANK}", "locon", RANK),
-        lambda: lycoris(model, f"LoRA r{RANK} bypass", "locon", RANK, bypass_mode=True),
-        lambda: lycoris(model, f"LoHa r{HALF}", "loha", HALF),
-        lambda: lycoris(model, "LoKr f8", "lokr", RANK, factor=8),
-        lambda: peft(model, f"LoRA r{RANK}", "LoraConfig", r=RANK, lora_alpha=RANK, init_lora_weights=False),
-        lambda: peft(model, f"LoHa r{HALF}", "LoHaConfig", r=HALF, alpha=HALF, init_weights=False),
-        lambda: peft(model, f"AdaLoRA r{RANK}", "AdaLoraConfig", init_r=RANK, target_r=RANK // 2, lora_alpha=RANK, tinit=0, tfinal=10, total_step=STEPS),
-    ]
-    for peer in peers:
-        try:
-            cases.append(peer())
-        except ImportError as error:
-            print(f"left out: {error}", file=sys.stderr)
+def make_cases(model: Model, texts: Sequence[str] = ("",)) -> list[Case]:
+    """The floor and every method whose name holds one of these texts; packages that are missing are told and left out."""
+    makers: dict[str, Callable[[str], Case]] = {
+        f"Lyco LoRA r{RANK}": partial(ours, model, kind="locon", rank=RANK),
+        f"Lyco LoHa r{HALF}": partial(ours, model, kind="loha", rank=HALF),
+        "Lyco LoKr f8": partial(ours, model, kind="lokr", rank=RANK, factor=8),
+        f"Lyco DoRA r{RANK}": partial(ours, model, kind="locon", rank=RANK, dora=True),
+        f"Lyco AdaLoRA r{RANK}": partial(ours, model, kind="adalora", target_rank=RANK // 2, init_rank=RANK, interval=1, warmup=0),
+        f"LyCORIS LoRA r{RANK}": partial(lycoris, model, algorithm="locon", rank=RANK),
+        f"LyCORIS LoRA r{RANK} bypass": partial(lycoris, model, algorithm="locon", rank=RANK, bypass_mode=True),
+        f"LyCORIS LoHa r{HALF}": partial(lycoris, model, algorithm="loha", rank=HALF),
+        "LyCORIS LoKr f8": partial(lycoris, model, algorithm="lokr", rank=RANK, factor=8),
+        f"PEFT LoRA r{RANK}": partial(peft, model, config="LoraConfig", r=RANK, lora_alpha=RANK, init_lora_weights=False),
+        f"PEFT LoHa r{HALF}": partial(peft, model, config="LoHaConfig", r=HALF, alpha=HALF, init_weights=False),
+        f"PEFT AdaLoRA r{RANK}": partial(
+            peft, model, config="AdaLoraConfig", init_r=RANK, target_r=RANK // 2, lora_alpha=RANK, tinit=0, tfinal=10, total_step=STEPS
+        ),
+    }
+    cases = [floor(model)]
+    for name, make in makers.items():
+        if any(text in name for text in texts):
+            try:
+                cases.append(make(name=name))
+            except ImportError as error:
+                print(f"left out: {error}", file=sys.stderr)
     return cases
 
 
@@ -232,7 +235,7 @@ def measure(model: Model, cases: list[Case], rounds: int) -> list[Figures]:
     times: dict[str, list[list[float]]] = {case.name: [[], [], []] for case in cases}
     arithmetic, peaks, held = {}, {}, {}
     for case in cases:  # the first run of each is not timed
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_IN_PLACE) as counter:
             case.run()
         arithmetic[case.name] = counter.get_total_flops()
         case.optimise()
@@ -392,13 +395,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--rounds", type=int, default=7, help="how often each method has its turn (7)")
     parser.add_argument("--device", default="cpu", help="cpu (one core, a quarter of the width) or cuda (full width)")
-    parser.add_argument("--only", default="", help="only methods whose name holds this text")
+    parser.add_argument("--only", default="", help="only methods whose name holds one of these texts, with commas between them")
+    parser.add_argument("--width", type=float, help="share of SD 1.5's width (0.25 on a CPU, 1 on a GPU)")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    model = Model(0.25 if options.device == "cpu" else 1.0, options.device)
-    cases = [case for case in make_cases(model) if case.name == "floor" or options.only in case.name]
+    model = Model(options.width or (0.25 if options.device == "cpu" else 1.0), options.device)
+    cases = make_cases(model, options.only.split(","))
     figures = measure(model, cases, options.rounds)
     outside = 0.0 if options.only else share_outside(model)
     if options.json:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-import sys
-import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,53 +11,17 @@ from lib_lycoris.files.embeddings import write_embedding
 
 pytestmark = pytest.mark.browser
 
-ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-PATIENCE = 120_000
-"""Milliseconds; the machine may be busy."""
-
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory, chromium):
-    """(address, folder) of a studio with the embedded checkpoint."""
-    pytest.importorskip("diffusers")
-    folder = tmp_path_factory.mktemp("studio")
-    (folder / "embeddings").mkdir()
-    write_embedding(folder / "embeddings" / "zorbix.safetensors", {"clip_l": torch.full((2, 768), 0.1)})
-    process = subprocess.Popen([sys.executable, "-m", "lib_lycoris", "studio"], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
-    guard = threading.Timer(PATIENCE / 1000, process.kill)
-    guard.start()
-    lines = []
-    try:
-        for line in process.stdout:
-            lines.append(line)
-            if found := re.search(r"ready: (http://127\.0\.0\.1:\d+)", line):
-                guard.cancel()
-                break
-        else:
-            raise AssertionError(f"the studio did not start: {''.join(lines)}")
-        yield found[1], folder
-    finally:
-        guard.cancel()
-        process.kill()
-        process.communicate()
+def furnish():
+    """An embedding, for a studio with the embedded checkpoint."""
 
+    def put(folder):
+        (folder / "embeddings").mkdir()
+        write_embedding(folder / "embeddings" / "zorbix.safetensors", {"clip_l": torch.full((2, 768), 0.1)})
+        return []
 
-@pytest.fixture
-def page(studio, chromium):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1400})
-        page.set_default_timeout(PATIENCE)
-        errors = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(studio[0])
-        page.get_by_text("Checkpoint: lyco-world").wait_for()
-        yield page
-        browser.close()
-        assert errors == []
+    return put
 
 
 def test_choose_the_sample_adapter_give_a_picture_see_its_map_and_generate(page, studio, tmp_path):
@@ -86,12 +45,47 @@ def test_choose_the_sample_adapter_give_a_picture_see_its_map_and_generate(page,
     page.locator("#lycoris_generate").click()
     page.wait_for_function("document.querySelector('#lycoris_infotext textarea')?.value.includes('lyco-world-edges')")
     assert page.locator("#lycoris_generate_problem").inner_text().strip() == ""
-    assert len(list((studio[1] / "outputs" / "pictures").glob("*.png"))) == 1
+    made = list((studio.folder / "outputs" / "pictures").glob("*.png"))
+    assert len(made) == 1
     if os.environ.get("LYCO_SHOTS"):
         page.screenshot(path=os.path.join(os.environ["LYCO_SHOTS"], "generate.png"), full_page=True)
+    the_picture_brings_its_adapter_back(page, made[0])
+    a_wrong_value_is_told_where_it_was_typed(page)
 
 
-@pytest.mark.slow  # passed in two runs, failed once on a loaded machine, not understood yet
+def the_picture_brings_its_adapter_back(page, made):
+    """On a fresh page the dropped PNG sets the unit up, with the picture that it looked at, and the same picture is made again."""
+    from PIL import Image
+
+    page.reload()
+    page.get_by_text("Checkpoint: ").wait_for()
+    page.locator("#lycoris_drop input[type=file]").set_input_files(str(made))
+    page.locator("#lyco_adapter_generate_1_picture img").wait_for()
+    page.locator("#lyco_adapter_generate_1_words").get_by_text("light adapter").wait_for()
+    assert page.locator("#lyco_adapter_generate_1_enabled input").is_checked()
+    assert page.locator("#lyco_adapter_generate_1_adapter input").input_value() == "lyco-world-edges"
+    assert page.locator("#lycoris_generate_problem").inner_text().strip() == ""
+    page.locator("#lycoris_generate").click()
+    page.wait_for_function("name => document.querySelector('#lycoris_files textarea, #lycoris_files input')?.value.endsWith('.png') && "
+                           "!document.querySelector('#lycoris_files textarea, #lycoris_files input').value.includes(name)", arg=made.name)
+    again = page.locator("#lycoris_files textarea, #lycoris_files input").first.input_value()
+    with Image.open(made) as first, Image.open(again) as second:
+        assert first.tobytes() == second.tobytes() and first.info["parameters"] == second.info["parameters"]
+
+
+def a_wrong_value_is_told_where_it_was_typed(page):
+    page.locator("#lycoris_generate_width input").first.fill("63")
+    page.locator("#lycoris_generate").click()
+    page.locator("#lycoris_generate_width").get_by_text("generate.width = 63").wait_for()
+    page.locator("#lycoris_generate_width input").first.fill("64")
+    page.locator("#lyco_adapter_generate_1_adapter").wait_for()
+    page.locator("#lyco_adapters_generate button", has_text="More of this adapter").first.click()
+    page.locator("#lyco_adapter_generate_1_level_weights textarea, #lyco_adapter_generate_1_level_weights input").first.fill("1, x")
+    page.locator("#lycoris_generate").click()
+    page.locator("#lyco_adapter_generate_1_problem").get_by_text("unit.level_weights").wait_for()
+    assert page.locator("#lycoris_generate_width").get_by_text("generate.width = 63").count() == 0
+
+
 def test_an_embedding_stands_on_the_library_tab_and_is_renamed_there(page, studio):
     page.get_by_role("tab", name="Library").click()
     page.locator("#lycoris_library_shelf label").filter(has_text="Embeddings").locator("input").check()
@@ -104,4 +98,4 @@ def test_an_embedding_stands_on_the_library_tab_and_is_renamed_there(page, studi
     page.get_by_label("New name").fill("bird")
     page.locator("#lycoris_library_do_rename").click()
     page.locator("#lycoris_library_said").get_by_text("It is called bird now.").wait_for()
-    assert (studio[1] / "embeddings" / "bird.safetensors").is_file()
+    assert (studio.folder / "embeddings" / "bird.safetensors").is_file()

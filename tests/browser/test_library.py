@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +10,6 @@ import torch
 from lib_lycoris.files.safetensors import write_tensors
 
 pytestmark = pytest.mark.browser
-
-ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-PATIENCE = 120_000
-"""Milliseconds; the machine may be busy."""
 
 NASTY = "<img src=x onerror=window.lycoBroken=1>"
 CROSS = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -32,59 +22,25 @@ def put(path, **metadata):
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory, chromium):
-    """(address, folder) of a studio with a checkpoint of random weights and some networks."""
-    pytest.importorskip("diffusers")
+def furnish():
+    """A checkpoint of random weights and some networks."""
     from tests.studio.tiny import write_checkpoint
 
-    folder = tmp_path_factory.mktemp("studio")
-    nets = folder / "networks"
-    nets.mkdir()
-    put(nets / "tabby.safetensors", **{"modelspec.trigger_phrase": "zorbix", "modelspec.title": NASTY, "ss_training_comment": NASTY})
-    put(nets / "other.safetensors")
-    (nets / "damaged.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
-    command = [sys.executable, "-m", "lib_lycoris", "studio", "--checkpoint", str(write_checkpoint(folder))]
-    process = subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, encoding="utf-8")
-    guard = threading.Timer(PATIENCE / 1000, process.kill)
-    guard.start()
-    lines = []
-    try:
-        for line in process.stdout:
-            lines.append(line)
-            if found := re.search(r"ready: (http://127\.0\.0\.1:\d+)", line):
-                guard.cancel()
-                break
-        else:
-            raise AssertionError(f"the studio did not start: {''.join(lines)}")
-        yield found[1], folder
-    finally:
-        guard.cancel()
-        process.kill()
-        process.communicate()
+    def put_all(folder):
+        nets = folder / "networks"
+        nets.mkdir()
+        put(nets / "tabby.safetensors", **{"modelspec.trigger_phrase": "zorbix", "modelspec.title": NASTY, "ss_training_comment": NASTY})
+        put(nets / "other.safetensors")
+        (nets / "damaged.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+        return ["--checkpoint", str(write_checkpoint(folder))]
 
-
-@pytest.fixture(scope="module")
-def browser(chromium):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
+    return put_all
 
 
 @pytest.fixture
-def page(studio, browser):
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(PATIENCE)
-    errors = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(studio[0])
-    page.get_by_text("Checkpoint: tiny, 64 px").wait_for()
+def page(page):
     yield page
     assert page.evaluate("window.lycoBroken") is None
-    page.close()
-    assert errors == []
 
 
 def choose(page, name):
@@ -105,7 +61,7 @@ def told(page, words):
 
 
 def test_find_look_measure_rename_delete_and_restore(page, studio):
-    nets = studio[1] / "networks"
+    nets = studio.folder / "networks"
     page.get_by_role("tab", name="Library").click()
     page.locator("#lycoris_library_files label").nth(2).wait_for()
     page.get_by_label("Search").fill("zorb")
@@ -145,14 +101,50 @@ def test_the_list_works_by_keyboard_and_a_damaged_file_says_why(page):
     choose(page, "damaged")
     assert "damaged" in page.locator("#lycoris_library_about").inner_text()
     page.locator("#lycoris_library_files input").first.focus()
-    page.keyboard.press("Tab")
-    page.keyboard.press("Space")
+    page.keyboard.press("ArrowDown")
     page.locator("#lycoris_library_about .lycoris-name", has_text="other").wait_for()
+    page.keyboard.press("ArrowDown")
+    page.locator("#lycoris_library_about .lycoris-name", has_text="tabby").wait_for()
+    assert page.locator("#lycoris_library_files input:checked").count() == 1
+    page.keyboard.press("Tab")  # out of the list
+    assert page.evaluate("document.activeElement.closest('#lycoris_library_files') === null && document.activeElement !== document.body")
     unlabelled = page.evaluate("""[...document.querySelectorAll('#lycoris_tab_library input, #lycoris_tab_library textarea, [role=tabpanel] button')]
         .filter(field => field.type !== 'hidden' && field.type !== 'file' && field.offsetParent !== null)
         .filter(field => !(field.labels?.length || field.getAttribute('aria-label') || field.getAttribute('aria-labelledby') || field.textContent.trim()))
         .map(field => field.outerHTML.slice(0, 160))""")
     assert unlabelled == []
+
+
+def test_many_files_of_any_name_are_turned_over_page_by_page_and_one_that_vanished_is_told(page, studio):
+    many = studio.folder / "networks" / "many"
+    many.mkdir()
+    put(many / "template.safetensors")
+    data = (many / "template.safetensors").read_bytes()
+    names = ["it's", NASTY.replace("/", "_"), "\u05d0\u05d1 😀", "z" * 200, *(f"n{number:03}" for number in range(220))]
+    for name in names:
+        (many / f"{name}.safetensors").write_bytes(data)
+    page.get_by_role("tab", name="Library").click()
+    press(page, "read")
+    page.get_by_text(re.compile(r"1 to 200 of 22\d")).wait_for()
+    assert page.locator("#lycoris_library_files label").count() == 200 and not page.locator("#lycoris_library_earlier").is_enabled()
+    press(page, "later")
+    page.get_by_text(re.compile(r"201 to 22\d of 22\d")).wait_for()
+    page.get_by_label("Search").fill("onerror many")  # another file has it in its title
+    page.wait_for_function("document.querySelectorAll('#lycoris_library_files label').length === 1")
+    page.locator("#lycoris_library_files input").first.check()
+    page.locator("#lycoris_library_about .lycoris-name", has_text="onerror").wait_for()
+    page.get_by_label("Search").fill("n007")
+    page.wait_for_function("document.querySelectorAll('#lycoris_library_files label').length === 1")
+    page.locator("#lycoris_library_about").get_by_text("Choose a file").wait_for()
+    (many / "n007.safetensors").unlink()
+    page.locator("#lycoris_library_files input").first.check()
+    page.locator("#lycoris_library_problem [role=alert]").get_by_text("n007").wait_for()
+    for path in many.iterdir():
+        path.unlink()
+    many.rmdir()
+    page.get_by_label("Search").fill("")
+    press(page, "read")
+    page.wait_for_function("document.querySelectorAll('#lycoris_library_files label').length < 10")
 
 
 def test_a_smaller_network_is_made_in_the_background_and_stands_in_the_list(page, studio):
@@ -165,7 +157,7 @@ def test_a_smaller_network_is_made_in_the_background_and_stands_in_the_list(page
     page.locator("#lycoris_library_work").get_by_text("Resizing other to 1: done").wait_for()
     press(page, "read")
     page.locator("#lycoris_library_files label", has_text="other-1").wait_for()
-    (studio[1] / "networks" / "other-1.safetensors").unlink()
+    (studio.folder / "networks" / "other-1.safetensors").unlink()
 
 
 def test_a_name_is_completed_by_keyboard_and_a_dropped_picture_brings_its_settings_back(page, studio):
@@ -183,7 +175,7 @@ def test_a_name_is_completed_by_keyboard_and_a_dropped_picture_brings_its_settin
     page.locator("#lycoris_generate").click()
     page.locator("#lycoris_pictures img").first.wait_for()
     page.wait_for_function("document.querySelector('#lycoris_infotext textarea').value.includes('Steps: 2')")
-    made = next((studio[1] / "outputs" / "pictures").glob("*.png"))
+    made = next((studio.folder / "outputs" / "pictures").glob("*.png"))
     page.reload()
     page.get_by_text("Checkpoint: tiny, 64 px").wait_for()
     page.locator("#lycoris_drop input[type=file]").set_input_files(str(made))

@@ -2,90 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import subprocess
-import sys
-import threading
-from pathlib import Path
-
 import pytest
+
+from tests.browser.studio import PATIENCE, box, choose, holds, open_tab, says, unfold, wait_for_curve_to_move
 
 pytestmark = pytest.mark.browser
 
-ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-PATIENCE = int(os.environ.get("LYCO_TEST_PATIENCE", "400000"))
-"""Milliseconds; the machine may be busy."""
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    from PIL import Image
-
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(5):
-        Image.new("RGB", (64, 64), (40 * number, 90, 200)).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"a zorb, {number}", encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory, chromium):
-    """Of a studio with a checkpoint of random weights."""
-    pytest.importorskip("diffusers")
-    from tests.studio.tiny import write_checkpoint
-
-    folder = tmp_path_factory.mktemp("studio")
-    command = [sys.executable, "-m", "lib_lycoris", "studio", "--checkpoint", str(write_checkpoint(folder))]
-    lines = []
-    process = subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, encoding="utf-8")
-    guard = threading.Timer(PATIENCE / 1000, process.kill)
-    guard.start()
-    try:
-        for line in process.stdout:
-            lines.append(line)
-            if found := re.search(r"ready: (http://127\.0\.0\.1:\d+)", line):
-                guard.cancel()
-                break
-        else:
-            raise AssertionError(f"the studio did not start: {''.join(lines)}")
-        yield found[1]
-        if os.name != "nt":  # where Ctrl-C goes to a whole console
-            process.send_signal(signal.SIGINT)
-            assert "Lyco Studio has ended" in process.communicate(timeout=PATIENCE / 1000)[0]
-            assert process.returncode == 130
-    finally:
-        guard.cancel()
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture
-def page(address, chromium):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(PATIENCE)
-        errors = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
-        yield page
-        browser.close()
-    assert errors == []
-
-
-def box(page, name):
-    """The field of a setting."""
-    return page.locator(f"#lycoris_{name} textarea, #lycoris_{name} input").first
-
 
 def test_train_watch_and_generate_with_the_tag(page, pictures):
-    page.get_by_text("Checkpoint: tiny, 64 px").wait_for()
-    page.get_by_role("tab", name="Train").click()
+    open_tab(page, "Train")
     box(page, "data_folders").fill(str(pictures))
     box(page, "output_name").fill("zorb")
     box(page, "training_steps").fill("6")
@@ -98,7 +23,7 @@ def test_train_watch_and_generate_with_the_tag(page, pictures):
     assert page.locator("#lycoris_start").is_enabled()
     assert page.locator("#lycoris_stop").is_disabled()
 
-    page.get_by_role("tab", name="Generate").click()
+    open_tab(page, "Generate")
     assert (box(page, "generate_width").input_value(), box(page, "generate_height").input_value()) == ("64", "64")
     box(page, "generate_prompt").fill("a zorb <b>bold</b> <lyco:nope:1>")
     page.locator("#lycoris_networks input").click()
@@ -113,27 +38,16 @@ def test_train_watch_and_generate_with_the_tag(page, pictures):
     assert page.locator("#lycoris_pictures [aria-label='Share']").count() == 0
 
 
-def open_train(page):
-    page.get_by_text("Checkpoint: tiny, 64 px").wait_for()
-    page.get_by_role("tab", name="Train").click()
-
-
-def says(page, words):
-    """Waits until the line over the progress bar says so."""
-    page.wait_for_function("words => document.querySelector('#lycoris_progress')?.innerText.includes(words)", arg=words)
-
-
-def test_the_whole_story_with_the_sample_pictures(page, address):
-    open_train(page)
-    page.locator("#lycoris_preset input").click()
-    page.get_by_role("option", name="first try").click()
-    page.wait_for_function("document.querySelector('#lycoris_training_steps input, #lycoris_training_steps textarea').value === '300'")
+def test_the_whole_story_with_the_sample_pictures(page, studio):
+    open_tab(page, "Train")
+    choose(page, "preset", "first try · embedded model")
+    holds(page, "training_steps", "300")
     page.locator("#lycoris_sample").click()
     page.wait_for_function("document.querySelector('#lycoris_data_folders textarea').value.includes('sample-zorbix')")
     box(page, "output_name").fill("story")
     box(page, "training_steps").fill("20000")
 
-    page.locator("#lycoris_look > button, #lycoris_look .label-wrap").first.click()
+    unfold(page, "look")
     page.locator("#lycoris_show_pictures").click()
     page.locator("#lycoris_gallery img").first.wait_for()
     page.locator("#lycoris_gallery img").first.click()
@@ -144,23 +58,21 @@ def test_the_whole_story_with_the_sample_pictures(page, address):
 
     page.locator("#lycoris_start").click()
     says(page, "Training (story)")
-    page.locator("#lycoris_curve svg polyline").first.wait_for()
-    drawn = page.locator("#lycoris_curve svg polyline").first.get_attribute("points")
-    page.wait_for_function("before => ![before, undefined].includes(document.querySelector('#lycoris_curve svg polyline')?.getAttribute('points'))", arg=drawn)
+    wait_for_curve_to_move(page)
     page.locator("#lycoris_preview").click()
     page.wait_for_function("document.querySelectorAll('#lycoris_previews img').length >= 4")
     assert page.locator("#lycoris_previews").get_by_text("before").count() == 2 and page.locator("#lycoris_previews i").count() == 0
     page.locator("#lycoris_pause").click()
     says(page, "Paused")
     page.reload()
-    open_train(page)
+    open_tab(page, "Train")
     says(page, "the model is free for pictures (story)")
-    page.wait_for_function("document.querySelector('#lycoris_output_name textarea, #lycoris_output_name input').value === 'story'")
+    holds(page, "output_name", "story")
     assert page.locator("#lycoris_pause").inner_text() == "Resume"
     second = page.context.browser.new_page()
     second.set_default_timeout(PATIENCE)
-    second.goto(address)
-    open_train(second)
+    second.goto(studio.address)
+    open_tab(second, "Train")
     page.locator("#lycoris_pause").click()
     for one in (page, second):
         says(one, "Training (story)")
@@ -169,7 +81,7 @@ def test_the_whole_story_with_the_sample_pictures(page, address):
     says(page, "Stopped, and saved (story)")
     tag = box(page, "tag").input_value()
     assert tag.startswith("<lyco:story-step")
-    page.get_by_role("tab", name="Generate").click()
+    open_tab(page, "Generate")
     box(page, "generate_prompt").fill(f"a zorbix {tag}")
     box(page, "generate_steps").fill("2")
     page.locator("#lycoris_generate").click()
@@ -185,45 +97,44 @@ def test_uploaded_pictures_are_trained_on_and_settings_travel(page, tmp_path):
         Image.new("RGB", (96, 64), (90 * number, 20, 90)).save(tmp_path / f"cat {number}.png")
         (tmp_path / f"cat {number}.txt").write_text(f"a cat, {number}", encoding="utf-8")
         files += [tmp_path / f"cat {number}.png", tmp_path / f"cat {number}.txt"]
-    open_train(page)
-    page.locator("#lycoris_upload > button, #lycoris_upload .label-wrap").first.click()
+    open_tab(page, "Train")
+    unfold(page, "upload")
     box(page, "upload_name").fill("browser-cats")
     page.locator("#lycoris_upload_files input[type=file]").set_input_files(files)
     page.wait_for_function("document.querySelector('#lycoris_data_folders textarea').value.includes('browser-cats')")
     page.get_by_text("4 files were put into").wait_for()
 
-    page.locator("#lycoris_files > button, #lycoris_files .label-wrap").first.click()
+    unfold(page, "settings_files")
     settings = tmp_path / "kohya.json"
     settings.write_text('{"LoRA_type": "LyCORIS/LoHa", "network_dim": 7, "max_train_steps": 33, "color_aug": true}', encoding="utf-8")
     page.locator("#lycoris_import input[type=file]").set_input_files(settings)
     page.get_by_text("color_aug = true: has no equivalent here").wait_for()
-    page.wait_for_function("document.querySelector('#lycoris_training_steps input, #lycoris_training_steps textarea').value === '33'")
+    holds(page, "training_steps", "33")
     page.locator("#lycoris_command").click()
     page.wait_for_function("document.querySelector('#lycoris_exported textarea')?.value.includes('network.kind=loha')")
     box(page, "preset_name").fill("from kohya")
     page.locator("#lycoris_preset_save").click()
-    page.wait_for_function("document.querySelector('#lycoris_preset input').value === 'from kohya'")
+    holds(page, "preset", "from kohya")
 
-    page.locator("#lycoris_training_steps input, #lycoris_training_steps textarea").first.fill("many")
+    box(page, "training_steps").fill("many")
     page.locator("#lycoris_start").click()
     page.locator("#lycoris_training_steps").get_by_text("training.steps").wait_for()
     assert "training.steps" in page.locator("#lycoris_train_problem").inner_text()
 
 
 def test_a_failed_training_says_why_and_a_reload_finds_the_last_one_again(page, tmp_path):
-    page.get_by_role("tab", name="Train").click()
+    open_tab(page, "Train")
     box(page, "data_folders").fill(str(tmp_path / "<i>nothing</i>"))
     page.locator("#lycoris_start").click()
     page.locator("#lycoris_progress [role=alert]").wait_for()
     assert "does not exist" in page.locator("#lycoris_progress [role=alert]").inner_text()
     assert page.locator("#lycoris_progress i").count() == 0
     page.reload()
-    page.get_by_role("tab", name="Train").click()
+    open_tab(page, "Train")
     page.locator("#lycoris_progress [role=alert]").wait_for()
 
 
 def test_every_field_has_a_label_and_the_keyboard_reaches_it(page):
-    page.get_by_text("Checkpoint: tiny, 64 px").wait_for()
     unlabelled = page.evaluate("""[...document.querySelectorAll('.tabitem input, .tabitem textarea')]
         .filter(field => field.type !== 'hidden' && field.offsetParent !== null)
         .filter(field => !(field.labels?.length || field.getAttribute('aria-label') || field.getAttribute('aria-labelledby')))
@@ -234,18 +145,16 @@ def test_every_field_has_a_label_and_the_keyboard_reaches_it(page):
     assert page.evaluate("document.activeElement.closest('#lycoris_generate_negative') !== null")
 
 
-@pytest.mark.slow  # behind a failed training the page fills in that one's settings late, over what was typed: mend ui/train._restore first
 def test_a_word_is_trained_and_named_in_a_prompt(page, pictures):
-    open_train(page)
-    page.locator("#lycoris_network_kind input").click()
-    page.get_by_role("option", name="embedding", exact=True).click()
+    open_tab(page, "Train")
+    choose(page, "network_kind", "embedding")
     box(page, "data_folders").fill(str(pictures))
     box(page, "output_name").fill("zorbword")
     box(page, "training_steps").fill("3")
     page.locator("#lycoris_start").click()
     says(page, "Done (zorbword) · step 3 of 3")
     assert box(page, "tag").input_value() == "zorbword"
-    page.get_by_role("tab", name="Generate").click()
+    open_tab(page, "Generate")
     box(page, "generate_prompt").fill("a zorbword")
     box(page, "generate_steps").fill("2")
     page.locator("#lycoris_generate").click()

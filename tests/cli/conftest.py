@@ -1,9 +1,10 @@
-"""A checkpoint with random weights, and six captioned pictures."""
+"""A checkpoint with random weights, six captioned pictures, an adapter."""
 
 from __future__ import annotations
 
 import importlib.util
 
+import numpy as np
 import pytest
 
 
@@ -35,3 +36,17 @@ def config_file(tmp_path, tiny_checkpoint, captioned_pictures):
              "[training]", "steps = 3", "[output]", "name = 'zorb'", f"folder = '{tmp_path / 'outputs'}'"]
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def edges(tmp_path):
+    """(a folder with an adapter for the tiny checkpoint, a picture)."""
+    pytest.importorskip("cv2", reason="OpenCV is not here; the WebUI has it")
+    from lib_lycoris.library.adapters import write_adapter
+    from lib_lycoris.networks.adapters.full import FullAdapter
+    from tests.networks import adapter_oracles as slow
+
+    made = FullAdapter(channels=(32, 32, 64, 64))
+    (tmp_path / "adapters").mkdir()
+    write_adapter(tmp_path / "adapters" / "edges.safetensors", made.fill(slow.random_tensors(made)), base_model="sd_v1", preprocessor="canny")
+    return tmp_path / "adapters", np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)

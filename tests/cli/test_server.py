@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +50,18 @@ def test_the_app_serves_page_routes_and_their_description_to_its_own_name_only(t
     assert {"/lycoris/v1/networks", "/lycoris/v1/train", "/lycoris/v1/train/stop", "/lycoris/v1/generate"} <= set(paths)
     for path in ("/", "/lycoris/v1/networks"):
         assert client.get(path, headers={"Host": "evil.example"}).status_code == 400
+
+
+@pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="the studio's packages are not here (diffusers)")
+@pytest.mark.filterwarnings("ignore")  # gradio's and starlette's own
+def test_over_http_a_picture_gives_what_generate_takes(tiny_checkpoint, tmp_path, edges):
+    from fastapi.testclient import TestClient
+
+    folder, picture = edges
+    bench = Workbench(str(tiny_checkpoint), [str(tmp_path / "nets")], tmp_path / "outputs", adapters=[str(folder)])
+    bench.load()
+    made = bench.generate({"prompt": "a zorb", "steps": 2, "seed": 5, "units": [{"adapter": "edges", "pictures": [picture]}]})
+    client = TestClient(server.make_app(bench), base_url="http://127.0.0.1:7865")
+    told = client.get(f"/lycoris/v1/pictures/{Path(made['pictures'][0]['path']).name}").json()
+    again = client.post("/lycoris/v1/generate", json={**told["settings"], "units": told["units"], "fuser": told["fuser"]}).json()
+    assert again["problems"] == [] and again["pictures"][0]["infotext"] == made["pictures"][0]["infotext"]

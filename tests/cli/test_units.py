@@ -58,6 +58,18 @@ def test_what_is_said_belongs_to_the_adapter_named_last(pictures):
     assert len(two.pictures) == 2 and two.pictures[0].shape == (48, 64, 3) and two.region.shape == (48, 64, 3)
 
 
+def test_every_other_value_of_a_unit_can_be_set(tmp_path, capsys):
+    (tmp_path / "pose.json").write_text('{"people": []}', encoding="utf-8")
+    given = parse("--adapter", "a", "--adapter-set", "threshold_a=50", "--adapter-set", "level_weights=1, 0.5, 0, 1", "--adapter", "b", "--adapter-set",
+                  f"keypoints=@{tmp_path / 'pose.json'}", "--adapter-set", "palette=#ff0000:2 #00ff00")
+    one, two = (asked.unit for asked in asked_units(given.units))
+    assert (one.threshold_a, one.level_weights, two.keypoints, two.palette) == (50.0, "1, 0.5, 0, 1", '{"people": []}', "#ff0000:2 #00ff00")
+    for wrong in ("threshold_a=many", "treshold_a=5", "palette", f"keypoints=@{tmp_path / 'none.json'}"):
+        with pytest.raises(SystemExit):
+            parse("--adapter", "a", "--adapter-set", wrong)
+    assert "treshold_a=5" in capsys.readouterr().err
+
+
 def test_what_belongs_to_no_adapter_and_bad_values_are_refused(pictures, tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse("--control", pictures[0])

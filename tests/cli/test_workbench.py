@@ -123,3 +123,21 @@ def test_a_page_shows_the_map_of_arrays_and_files(tmp_path):
     assert np.array_equal(adapters.preview({"adapter": "", "preprocessor": "invert", "pictures": [tmp_path / "a.png"]}, (32, 32)), made)
     with pytest.raises(ConfigError):
         adapters.preview({"adapter": "", "preprocessor": "invert", "picture": str(tmp_path / "a.png")}, (32, 32))
+
+
+def test_a_pictures_settings_and_adapters_make_the_same_picture_again(tiny_checkpoint, tmp_path, edges):
+    folder, picture = edges
+    bench = Workbench(str(tiny_checkpoint), [str(tmp_path / "nets")], tmp_path / "outputs", adapters=[str(folder)])
+    bench.load()
+    unit = {"adapter": "edges", "weight": 0.7, "picture": np.dstack([picture, np.full((48, 64), 255, np.uint8)]), "mask": picture[:, :, 0]}
+    made = bench.generate({"prompt": "a zorb", "steps": 2, "seed": 5, "units": [{"enabled": False}, unit], "fuser": "auto"})
+    assert made["problems"] == []
+    path = Path(made["pictures"][0]["path"])
+    told = bench.recall(path.name)
+    assert told["problems"] == [] and told == bench.read_settings(path.read_bytes())
+    assert [each["enabled"] for each in told["units"]] == [False, True] and told["units"][1]["preprocessor"] == "canny"
+    again = bench.generate({**told["settings"], "units": told["units"], "fuser": told["fuser"]})
+    assert np.array_equal(np.array(Image.open(again["pictures"][0]["path"])), np.array(Image.open(path)))
+    assert len(list((tmp_path / "outputs" / "control-pictures").glob("*.png"))) == 2
+    (folder / "edges.safetensors").unlink()
+    assert "no adapter is called 'edges'" in bench.recall(path.name)["problems"][0]

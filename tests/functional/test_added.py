@@ -21,7 +21,11 @@ CONVOLUTIONS = {
     "a batch": {"x": (2, 3, 5, 4), "down": (2, 3, 1, 1), "up": (4, 2), "output": (2, 4, 5, 4), "geometry": ((1, 1), (0, 0), (1, 1))},
     "one dimension": {"x": (2, 3, 7), "down": (2, 3, 3), "up": (4, 2), "output": (2, 4, 5), "geometry": ((1,), (1,), (2,))},
 }
-CASES = {"linear": LINEAR, **CONVOLUTIONS}
+MANY_PLACES = {
+    "many rows": {"x": (2, 13, 2), "down": (2, 2), "up": (4, 2), "output": (2, 13, 4), "geometry": None},
+    "many pixels": {"x": (1, 2, 5, 6), "down": (2, 2, 1, 1), "up": (4, 2), "output": (1, 4, 5, 6), "geometry": ((1, 1), (0, 0), (1, 1))},
+}
+CASES = {"linear": LINEAR, **CONVOLUTIONS, **MANY_PLACES}
 every_case = pytest.mark.parametrize("name", CASES)
 
 
@@ -52,6 +56,47 @@ def test_an_added_product_and_its_gradients_are_right(name, with_values):
     values = torch.randn(2, dtype=torch.float64).requires_grad_(True) if with_values else None
     torch.testing.assert_close(add_product(output, x, down, up, 0.7, values, case["geometry"]), slow(output, x, down, up, 0.7, values, case["geometry"]))
     assert torch.autograd.gradcheck(lambda *given: add_product(*given[:4], 0.7, given[4], case["geometry"]), (output, x, down, up, values))
+
+
+@pytest.mark.parametrize(("name", "kept"), [("linear", True), ("one picture", True), ("many rows", False), ("many pixels", False)])
+def test_what_lies_between_the_factors_is_kept_only_where_it_is_not_much_larger_than_they_are(name, kept):
+    case = CASES[name]
+    output, x, down, up = draw(case, "output", "x", "down", "up")
+    total = add_product(output, x, down, up, 1.0, None, case["geometry"])
+    between = total.numel() // len(up) * len(down)
+    assert any(value is not None and value.numel() == between and value is not x for value in total.grad_fn.saved_tensors[1:2]) == kept
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_layers_fresh_output_is_added_to_where_it_is_and_nobody_elses_is(name):
+    case = CASES[name]
+    x, down, up = draw(case, "x", "down", "up")
+    weight = torch.randn(case["output"][-1 if case["geometry"] is None else 1], *down.shape[1:], dtype=torch.float64)
+    convolutions = {3: F.conv1d, 4: F.conv2d}
+
+    def layer(x):
+        return F.linear(x, weight) if case["geometry"] is None else convolutions[x.ndim](x, weight, None, *case["geometry"])
+
+    wanted = slow(layer(x), x, down, up, 0.7, None, case["geometry"])
+    output = layer(x)
+    total = add_product(output, x, down, up, 0.7, None, case["geometry"])
+    assert total.data_ptr() == output.data_ptr()
+    torch.testing.assert_close(total, wanted)
+    for one, other in zip(torch.autograd.grad(total.sum(), (x, down, up)), torch.autograd.grad(wanted.sum(), (x, down, up)), strict=True):
+        torch.testing.assert_close(one, other)
+    held = layer(x.detach())
+    before = held.clone()
+    torch.testing.assert_close(add_product(held, x, down, up, 0.7, None, case["geometry"]), wanted)
+    assert torch.equal(held, before), "without a history it may be anybody's"
+
+
+def test_who_needs_the_output_as_it_was_is_told():
+    x, down, up = draw(LINEAR, "x", "down", "up")
+    output = F.linear(x, torch.randn(4, 5, dtype=torch.float64))
+    squared = output.square()
+    add_product(output, x, down, up)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        squared.sum().backward()
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -91,7 +136,7 @@ def test_a_weight_that_is_made_anew_and_its_gradients_are_right(name):
 
     weight = torch.einsum("or,r...->o...", up, down).square()
     convolutions = {3: F.conv1d, 4: F.conv2d}
-    torch.testing.assert_close(run(x, bias, down, up), F.linear(x, weight, bias) if x.ndim == 3 and name == "linear" else
+    torch.testing.assert_close(run(x, bias, down, up), F.linear(x, weight, bias) if case["geometry"] is None else
                                convolutions[x.ndim](x, weight, bias, *case["geometry"]))
     assert torch.autograd.gradcheck(run, (x, bias, down, up))
 

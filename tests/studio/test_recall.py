@@ -15,7 +15,7 @@ pytest.importorskip("diffusers")
 from lib_lycoris.errors import ConfigError
 from lib_lycoris.studio.generate import GenerateSettings, infotext
 from lib_lycoris.studio.picture import Picture, write_png
-from lib_lycoris.studio.recall import PictureFolder, read_infotext, read_settings, recall
+from lib_lycoris.studio.recall import PictureFolder, read_infotext, recall
 
 MODEL = SimpleNamespace(hash="0123456789", name="world", device=SimpleNamespace(type="cpu"))
 
@@ -47,19 +47,20 @@ def test_a_text_of_the_webui_with_what_the_studio_lacks_gives_what_it_has():
     assert {"sampler", "cfg", "width"}.isdisjoint(found.settings)
     words = " ".join(found.problems)
     assert "Restart" in words and "other" in words and "CFG scale" in words and "generate.width" in words
+    assert "no such settings: Hires upscale" in words
 
 
 def test_a_written_picture_tells_its_settings(tmp_path):
     text = infotext(MODEL, GenerateSettings(prompt="zorb"), 5)
     write_png(tmp_path / "a.png", Picture(np.zeros((8, 8, 3), np.uint8), text, 5))
     assert read_infotext(tmp_path / "a.png") == text
-    assert read_settings((tmp_path / "a.png").read_bytes()).settings["seed"] == 5
+    assert recall(read_infotext((tmp_path / "a.png").read_bytes())).settings["seed"] == 5
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n", a_png(), a_png(" "), a_png("x")[:40]])
 def test_a_file_without_settings_says_so(data):
     with pytest.raises(ConfigError, match="PNG"):
-        read_settings(data)
+        read_infotext(data)
 
 
 def test_text_behind_the_pixels_is_found_too():

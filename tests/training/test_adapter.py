@@ -283,7 +283,9 @@ def test_previews_follow_pictures_that_are_kept_back_beside_what_comes_without(t
     assert train(config, backbone).problems == ()
     folder = tmp_path / "out/edges-previews"
     shown = {path.stem: np.array(Image.open(path)) for path in folder.iterdir()}
-    assert sorted(shown) == ["grid", *(f"step{step:08}-{number}" for step in (0, 4, 8) for number in (0, 1)), "without-0", "without-1"]
+    steps = [f"step{step:08}-{number}" for step in (0, 4, 8) for number in (0, 1)]
+    assert sorted(shown) == ["control-0", "control-1", "grid", *steps, "without-0", "without-1"]
+    assert np.array_equal(shown["control-1"], np.array(Image.open(tmp_path / "kept/1.cond.png").crop((8, 0, 72, 64))))
     assert np.array_equal(shown["without-0"], backbone.preview("a wall, 0", 0)) and shown["without-0"].shape == (64, 64, 3)
     adapter = open_adapter(tmp_path / "out/edges.safetensors")
     control = torch.from_numpy(np.array(Image.open(tmp_path / "kept/1.cond.png").crop((8, 0, 72, 64)))).permute(2, 0, 1)[None] / 255

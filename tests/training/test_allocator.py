@@ -107,7 +107,8 @@ def test_the_masks_are_those_of_a_slow_allocator_also_through_a_saved_state(paus
     assert masked > 12 and sum(int(mask.sum()) for mask in masks.values()) == 8
 
 
-def test_the_masks_are_those_of_pefts_own_allocator():
+@pytest.mark.parametrize(("interval", "warmup", "final"), [(3, 5, 12), (1, 26, 12), (9, 25, 12), (1, 0, 38), (2, 1, 36), (4, 5, 0)])
+def test_the_masks_are_those_of_pefts_own_allocator(interval, warmup, final):
     adalora = pytest.importorskip("peft.tuners.adalora.layer", reason="peft is not installed here: its own allocator can't be compared")
     from peft import AdaLoraConfig
 
@@ -117,9 +118,9 @@ def test_the_masks_are_those_of_pefts_own_allocator():
         def named_parameters(self, *args, **kwargs):
             return iter([(f"{name}.{part}.default", value) for name, factors in layers.items() for part, value in factors.items()])
 
-    config = AdaLoraConfig(target_r=2, init_r=6, tinit=5, tfinal=12, deltaT=3, total_step=40)
+    config = AdaLoraConfig(target_r=2, init_r=6, tinit=warmup, tfinal=final, deltaT=interval, total_step=40)
     theirs = adalora.RankAllocator(Adapted(), config, "default")
-    ours = RankAllocator(ranks_of(layers), target_rank=2, **SETTINGS)
+    ours = RankAllocator(ranks_of(layers), target_rank=2, total_steps=40, warmup=warmup, final=final, interval=interval)
     for step in range(1, 41):
         take_step(layers, step)
         masks = ours.update(step, given_of(layers))

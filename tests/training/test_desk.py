@@ -20,6 +20,7 @@ from lib_lycoris.training.gallery import Shown, draw_picture
 from lib_lycoris.training.job import TrainJob
 from lib_lycoris.training.pace import Paces
 from lib_lycoris.training.result import TrainResult
+from lib_lycoris.training.sample_set import SampleSet
 
 from .fake import FakeBackbone
 
@@ -141,11 +142,31 @@ def test_the_sample_pictures_are_drawn_once(tmp_path):
         (folder / "a.png").write_bytes(a_png())
         drawn.append(folder)
 
-    desk = a_desk(tmp_path, sample=draw)
-    assert desk.sample() == desk.sample() and len(drawn) == 1 and drawn[0].is_relative_to(tmp_path / "home")
+    desk = a_desk(tmp_path, sample=lambda kind: SampleSet(f"some-{kind}", f"For {kind}.", draw, {"embedding.word": kind}))
+    found = desk.sample("lora")
+    assert found == desk.sample("lora") == {"folder": str(tmp_path / "home" / "datasets" / "some-lora"), "about": "For lora.",
+                                            "settings": {"embedding.word": "lora"}}
+    assert len(drawn) == 1 and [path.name for path in (tmp_path / "home" / "datasets").rglob("*")] == ["some-lora", "a.png"]
+    assert desk.sample()["about"] == "For locon."
+    with pytest.raises(ConfigError, match=r"network\.kind = nothing"):
+        desk.sample("nothing")
     assert desk_functions(a_desk(tmp_path))["sample"] is None
     with pytest.raises(ConfigError, match="no sample"):
         a_desk(tmp_path).sample()
+
+
+def test_sample_pictures_that_were_not_drawn_to_the_end_are_drawn_anew(tmp_path):
+    def draw(folder, whole=True):
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(a_png())
+        if not whole:
+            raise OSError("disk full")
+
+    with pytest.raises(DatasetError, match="disk full"):
+        SampleSet("some", "", lambda folder: draw(folder, whole=False)).folder(tmp_path)
+    assert not (tmp_path / "some").exists()
+    assert [path.name for path in SampleSet("some", "", draw).folder(tmp_path).iterdir()] == ["a.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["some"]
 
 
 def test_settings_come_as_config_file_and_command_line_and_are_read_again(tmp_path):

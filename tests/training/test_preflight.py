@@ -91,6 +91,16 @@ def test_pictures_kept_back_class_pictures_and_long_captions_are_counted(tmp_pat
     assert "0 class pictures for prior preservation, 7 more are made by the model first." in found.lines()
 
 
+def test_a_word_that_the_model_reads_in_pieces_is_told_unless_it_is_the_word_that_is_trained(tmp_path):
+    folder = make_pictures(tmp_path / "pictures", 3)
+    for path in folder.glob("*.txt"):
+        path.write_text("a Zorb", encoding="utf-8")
+    config, backbone = config_for(folder, tmp_path), FakeBackbone()
+    backbone.count_tokens = lambda text: 3 if "zorb" in text.lower() else 1
+    assert check_training(config, backbone).pieces == (("zorb", 3),)
+    assert check_training(config.set("embedding.word", "Zorb"), backbone).pieces == ()
+
+
 @pytest.mark.parametrize("text_encoder", [True, False])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_memory_of_a_step_is_estimated_as_one_of_full_size_needs_it(tmp_path, text_encoder, batch):

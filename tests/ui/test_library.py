@@ -126,7 +126,16 @@ def test_pages_of_the_list_are_turned_and_a_file_that_is_not_shown_is_no_longer_
     assert f"{SHOWN + 1} to {SHOWN + 7}" in count and "Choose a file" in about
     assert turn("networks", "", "Name", None, 1)[2] == 1  # there are no more
     names, _, number, *_ = events_of(blocks, "lycoris_library_search")[0]("networks", "n", "Name", f"n{SHOWN + 2:04}")
-    assert (names["value"], number) == (f"n{SHOWN + 2:04}", 1)
+    assert "value" not in names and number == 1  # it stays chosen, or what was chosen while the list was on its way
+    assert f"n{SHOWN + 2:04}" in [name for _, name in names["choices"]]
+
+
+def test_a_list_that_comes_late_takes_no_choice_back():
+    blocks, _ = drawn(Desk([a_row("cat"), a_row("dog")]).page())
+    read = events_of(blocks, "lycoris_library_read")[0]
+    for chosen in (None, "cat"):
+        assert "value" not in read("networks", "", "Name", chosen)[0]
+    assert read("networks", "", "Name", "gone")[0]["value"] is None
 
 
 def test_the_folders_are_read_anew_where_that_is_asked_for_and_not_with_each_key_in_the_search():

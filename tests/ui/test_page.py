@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import pytest
@@ -20,7 +21,7 @@ from lib_lycoris.ui.fields import element_id, explanation, label
 from lib_lycoris.ui.generate import GeneratePage, insert_tag
 from lib_lycoris.ui.page import LATE, make_look, make_page
 from lib_lycoris.ui.tab import make_tab
-from lib_lycoris.ui.train import FIRST, TrainPage, draw_train, train_settings
+from lib_lycoris.ui.train import FIRST, REST, TrainPage, draw_train, train_settings
 from lib_lycoris.ui.train import make_look as make_train_look
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # gradio's own; the rule "warnings are errors" is for what this project does
@@ -120,10 +121,8 @@ def test_a_choice_that_may_be_left_out_says_so_before_and_after_it_is_filled_in(
     form = train_form(Desk().page())[1]
     optional = [setting.key for setting in settings() if setting.optional and setting.choices and setting.kind == "text"]
     assert "training.time_sampling" in optional
-    filled = dict(zip(form.fields(), form.fill({}), strict=True))
     for key in optional:
-        field, shown = form.fields()[key], filled[key]
-        shown = shown["value"] if isinstance(shown, dict) else shown.value
+        field, shown = form.fields()[key], form.filled({})[key]
         assert field.value == shown == "left out" and shown in [choice[1] if isinstance(choice, tuple) else choice for choice in field.choices]
 
 
@@ -142,7 +141,8 @@ def test_a_numbers_range_is_told_in_short_words(more, words):
 
 
 def test_the_studios_page_is_built_with_both_tabs_and_no_element_twice():
-    blocks = make_page(Desk().page(), a_generate_page(), lambda: "world", dict)
+    whole = {"config": dict, "presets": list, "export": dict, "sample": dict, "pictures": dict, "upload": dict}
+    blocks = make_page(Desk().page(**whole), a_generate_page(), lambda: "world", dict)
     ids = [block.elem_id for block in blocks.blocks.values() if getattr(block, "elem_id", None)]
     assert len(set(ids)) == len(ids)
     assert {"lycoris_tab_generate", "lycoris_tab_train", "lycoris_start", "lycoris_generate_prompt", "lycoris_data_folders"} <= set(ids)
@@ -157,13 +157,13 @@ def test_the_webuis_tab_holds_train_and_what_else_it_is_given_and_the_host_keeps
 
 def test_once_the_model_is_known_its_size_stands_in_the_fields():
     known = {}
-    look = make_look(lambda: f"line {known}", lambda: known)
+    look = make_look(lambda: f"line {known}", lambda: json.dumps(known))
     early = look("")
-    assert all(value == gr.update() for value in early[2:])
+    assert early[2] == "{}"
     known.update(dict.fromkeys(LATE, 128))
     later = look(early[1])
-    assert [value["value"] for value in later[2:]] == [128, 128, 128]
-    assert all(value == gr.update() for value in look(later[1]))
+    assert list(json.loads(later[2]).values()) == [128, 128, 128]
+    assert look(later[1]) == [gr.update(), gr.update(), ""]
 
 
 def handlers(blocks):
@@ -254,16 +254,59 @@ def test_fields_that_the_chosen_kind_does_not_know_are_hidden_and_left_out():
     form = train_form(Desk().page(unknown=unknown))[1]
     assert form.kind_keys() == ["network.conv_rank", "network.target_rank"]
     assert [form.fields()[key].visible for key in form.kind_keys()] == [True, False]
-    assert [update["visible"] for update in form.show_for("adalora")] == [False, True]
+    assert [update["visible"] for update in form.show_for("adalora")[:2]] == [False, True]
     typed = {**dict(zip(form.fields(), values_of(form), strict=True)), "network.conv_rank": "3", "network.target_rank": "5", "network.kind": "adalora"}
     assert form.config(typed.values())["network"]["target_rank"] == 5 and "conv_rank" not in form.config(typed.values())["network"]
 
 
+def test_a_folded_part_is_there_only_for_kinds_that_know_something_in_it_and_unfolds_for_its_own():
+    keys = [setting.key for setting in settings()]
+    of_adapter, of_word = ([key for key in keys if key.startswith(f"{section}.")] for section in ("adapter", "embedding"))
+    form = train_form(Desk().page(unknown={"locon": of_adapter, "embedding": of_adapter, "adapter": of_word}))[1]
+    parts = [component for component in form.kind_components() if isinstance(component, gr.Accordion)]
+    place = [part.label for part in parts].index(REST["adapter"]) - len(parts)
+    other = [part.label for part in parts].index(REST["embedding"]) - len(parts)
+    assert [part.visible for part in parts].count(False) == 1 and not parts[place].visible
+    assert form.show_for("adapter")[place] == gr.update(visible=True, open=True) and form.show_for("adapter")[other] == gr.update(visible=False)
+    assert form.show_for("embedding")[other] == gr.update(visible=True, open=True) and form.show_for("locon")[other] == gr.update(visible=True)
+
+
 def test_a_preset_fills_in_all_fields_but_those_of_one_training():
     form = train_form(Desk().page(defaults={"training.precision": "fp16"}))[1]
-    updates = dict(zip(form.fields(), form.fill({"network.rank": 3, "training.steps": 7, "network.targets": ["q"]}, ("data.folders",)), strict=True))
-    assert (updates["network.rank"]["value"], updates["training.steps"]["value"], updates["network.targets"]["value"]) == (3, "7", ["q"])
-    assert updates["data.folders"] == gr.update() and updates["training.precision"]["value"] == "fp16" and updates["data.flip"]["value"] is False
+    filled = form.filled({"network.rank": 3, "training.steps": 7, "network.targets": ["q"]}, ("data.folders",))
+    assert (filled["network.rank"], filled["training.steps"], filled["network.targets"]) == (3, "7", ["q"])
+    assert "data.folders" not in filled and filled["training.precision"] == "fp16" and filled["data.flip"] is False
+    assert set(form.fields()) - set(filled) == {"data.folders"}
+
+
+def found(phase, config, late=None, name="dog"):
+    """What the page is told of the last training when it is opened: (for each field by key what it may hold and what it is to hold, words)."""
+    page = Desk(JobState(version=1, phase=phase, name=name)).page(config=lambda: config)
+    with gr.Blocks() as blocks:
+        form = draw_train(blocks, page, lambda: late or {})
+    look = next(handler for handler in handlers(blocks) if handler.__qualname__.endswith("_Last.wire.<locals>.look"))
+    told, words = look()
+    if not told:
+        return None, words
+    told = json.loads(told)
+    assert told["whole"]
+    return {list(form.fields())[place]: (befores, after) for place, befores, after in told["changes"]}, words
+
+
+def test_settings_of_a_training_under_way_are_told_beside_what_untouched_fields_hold():
+    config = TrainConfig().set("training.steps", 7).set("output.name", "dog").to_dict()
+    for phase in ("preparing", "running", "pausing", "paused", "stopping"):
+        changes, words = found(phase, config, {"data.resolution": 64})
+        assert (changes["training.steps"], changes["output.name"][1]) == (([""], "7"), "dog")
+        assert changes["data.resolution"] == ([512, 64], 512)
+        assert "dog" in words and "under way" in words
+
+
+@pytest.mark.parametrize("phase", ["done", "stopped", "failed", "interrupted"])
+def test_settings_of_a_training_that_has_ended_are_offered_in_words_alone(phase):
+    assert found(phase, TrainConfig().to_dict(), name="<b>dog")[0] == {}
+    assert "The last training, &lt;b&gt;dog, " in found(phase, TrainConfig().to_dict(), name="<b>dog")[1]
+    assert found("idle", None) == (None, "")
 
 
 def test_curves_and_bars_are_drawn_of_numbers_and_told_in_words():
@@ -285,6 +328,21 @@ def test_previews_stand_beside_the_picture_from_before_and_are_sent_once():
     html = shown[2]
     assert html.count("<img") == 6 and "before" in html and "step 90" in html and "step 10<" not in html and "<b>" not in html
     assert look(shown[-1].replace("1|", "0|", 1))[2] == gr.update()
+
+
+@pytest.mark.parametrize(("kind", "tag", "shown", "words"), [
+    ("locon", "<lyco:dog:1>", "<lyco:dog:1>", "words of your captions"), ("embedding", "dog", "dog", "this word"), ("adapter", None, "dog", "control picture"),
+])
+def test_it_is_told_how_that_what_was_trained_is_used(kind, tag, shown, words):
+    use = make_train_look(Desk(JobState(version=1, phase="done", kind=kind, path="/nets/dog.safetensors", tag=tag)).page())("")[5]
+    assert (use["value"], use["visible"]) == (shown, True) and words in use["label"]
+    assert not make_train_look(Desk(JobState(version=1, phase="running", kind=kind)).page())("")[5]["visible"]
+
+
+def test_an_adapters_previews_stand_beside_the_control_picture_that_they_follow():
+    made = ((-1, "a zorb", "control-0.png"), (0, "a zorb", "without-0.png"), *((step, "a zorb", f"step{step}-0.png") for step in range(10, 100, 10)))
+    html = make_train_look(Desk(JobState(version=1, phase="running", previews=made)).page(thumbnail=lambda path: path.encode()))("")[2]
+    assert html.count("<img") == 6 and html.index("control<") < html.index("before<") < html.index("step 60<") and "step 50<" not in html
 
 
 def test_nothing_that_a_user_or_a_file_names_becomes_html():

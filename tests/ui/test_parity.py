@@ -17,6 +17,7 @@ from lib_lycoris.training.config import TrainConfig  # noqa: E402
 from lib_lycoris.training.desk import Desk  # noqa: E402
 from lib_lycoris.training.fence import Fence  # noqa: E402
 from lib_lycoris.training.job import TrainJob  # noqa: E402
+from lib_lycoris.training.sample_set import SampleSet  # noqa: E402
 from lib_lycoris.ui.train_page import TrainPage  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -37,7 +38,7 @@ DATA = ("defaults", "fixed", "polls", "unknown")
 def app(tmp_path):
     app = fastapi.FastAPI()
     job = TrainJob(lambda config, leads: None)
-    desk = Desk(tmp_path, Fence(lambda: [tmp_path]), TrainConfig.from_dict, job, sample=lambda folder: folder.mkdir(parents=True))
+    desk = Desk(tmp_path, Fence(lambda: [tmp_path]), TrainConfig.from_dict, job, sample=lambda kind: SampleSet(kind, "", lambda folder: folder.mkdir()))
     add_routes(app, Callables(networks=list, train=dict, state=dict, stop=dict, pause=dict, resume=dict, preview=dict, check=lambda config: ["8 pictures"],
                               desk=desk))
     return app
@@ -56,6 +57,37 @@ def test_every_field_of_the_form_stands_in_the_routes_schema(app):
     described = {f"{section}.{key}" for section, part in schema["properties"].items() for key in part["properties"]}
     plain = TrainConfig().to_dict()
     assert described == {f"{section}.{key}" for section, part in plain.items() for key in part}
+
+
+def test_what_the_generate_tab_asks_for_route_and_command_line_take_too():
+    import argparse
+
+    from lib_lycoris.cli import generate as command
+    from lib_lycoris.prompt.unit import Unit
+    from lib_lycoris.prompt.unit_values import FIELDS, FUSER
+    from lib_lycoris.setting import section_settings
+    from lib_lycoris.ui.generate import GeneratePage
+
+    pytest.importorskip("diffusers")
+    from lib_lycoris.studio.generate import GenerateSettings
+
+    record = section_settings(GenerateSettings)
+    app = fastapi.FastAPI()
+    add_routes(app, Callables(networks=list, train=dict, state=dict, stop=dict, check=list, generate=dict, adapters=list, control_map=dict, preprocessors=list,
+                              pictures=list, recall=lambda name: {}, read_picture=lambda values: {}), picture=record)
+    paths = app.openapi()["paths"]
+    properties = paths[f"{PREFIX}/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert set(properties) == {setting.name for setting in record} | {"units", FUSER}
+    assert set(properties["units"]["items"]["properties"]) == set(FIELDS)
+    assert {"/pictures", "/pictures/{name}", "/pictures/read", "/adapters", "/preprocess"} <= {path.removeprefix(PREFIX).replace(":path", "") for path in paths}
+    assert {"generate", "history", "recall", "read_picture", "adapters"} <= {field.name for field in dataclasses.fields(GeneratePage)}
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    flags = {action.dest for action in parser._actions}
+    sides, of_a_page = {"width", "height"}, {"enabled", "picture", "pictures", "scheduler"}  # --size; --adapter names one; --control; "DPM++ 2M Karras"
+    assert {setting.name for setting in record} - flags <= sides | of_a_page
+    others = set(FIELDS) - flags - of_a_page
+    assert "adapter_set" in flags and others == {setting.name for setting in section_settings(Unit)} & others and FUSER in flags
 
 
 def test_the_routes_do_it(app, tmp_path):
@@ -90,4 +122,5 @@ def test_the_routes_do_it(app, tmp_path):
     assert ask("GET", "/presets")[1]["presets"][-1]["name"] == "mine"
     assert ask("DELETE", "/presets/mine")[0] == 200 and ask("DELETE", "/presets/mine")[0] == 404
     assert ask("POST", "/train/thumbnail", path="/etc/passwd")[0] == 400 and ask("POST", "/presets", name="mine")[0] == 400
+    assert ask("POST", "/train/sample", kind="embedding")[1]["folder"].endswith("embedding") and ask("POST", "/train/sample", kind="x")[0] == 400
     assert ask("POST", "/train/sample")[1]["folder"].startswith(str(tmp_path)) and ask("GET", "/train/config")[1] == {"config": None}

@@ -185,6 +185,14 @@ def test_what_can_not_act_is_told_and_a_strict_unit_stops_the_picture(webui, uni
     assert webui.picture(prompt).pictures == base.pictures and webui.model()["hooks"] == {}
 
 
+def test_a_unit_may_name_the_fuser_for_all_and_one_that_is_not_here_is_told(webui):
+    prompt, units = next(fresh), (a_unit(), a_unit("more/second"))
+    plain = clean(controlled(webui, prompt, *units))
+    assert clean(controlled(webui, prompt, units[0] | {"fuser": "none"}, units[1])).pictures == plain.pictures
+    told = controlled(webui, prompt, units[0], units[1] | {"fuser": "nowhere"})
+    assert "the fuser was left out: no adapter is called 'nowhere'" in told.problems and told.pictures == plain.pictures
+
+
 def test_an_adapter_that_can_not_act_leaves_the_others_alone(webui):
     prompt = next(fresh)
     alone = controlled(webui, prompt, a_unit())
@@ -244,14 +252,14 @@ def test_send_to_img2img_hands_over_every_control_but_files(stand_in_webui):
 
     def draw(tab, size):
         units = [{name: f"{tab} {number} {name}" for name in FIELDS} for number in (1, 2, 3)]
-        return SimpleNamespace(units=units, rest=[{"colours": object(), "told": object()}] * 3, controls=[])
+        return SimpleNamespace(units=units, rest=[{"colours": object(), "told": object()}] * 3, controls=[], fuser=f"{tab} fuser")
 
     def sent(tab):  # as the host looks for them
         script = make_script(None, draw, dict)()
         script.ui(tab == "img2img")
         return [component for component, name in script.infotext_fields if name in script.paste_field_names]
 
-    assert sent("txt2img") == [f"txt2img {number} {name}" for number in (1, 2, 3) for name in FIELDS if name != "pictures"]
+    assert sent("txt2img") == [f"txt2img {number} {name}" for number in (1, 2, 3) for name in FIELDS if name != "pictures"] + ["txt2img fuser"]
     source, target = make_script(None, draw, dict)(), make_script(None, draw, dict)()
     source.ui(False)
     target.ui(True)
@@ -323,16 +331,40 @@ def test_the_hires_pass_makes_its_map_anew_from_the_picture_as_much_finer_as_it_
     assert [resolution for resolution, _, _ in made] == [48, min(50, finer)]
 
 
+def test_nothing_stays_on_where_another_keeps_our_stand_in_for_sample_of_an_earlier_run(stand_in_webui, monkeypatch):
+    """As ControlNet does it, which comes after us, where a script makes several runs with one picture in work."""
+    from modules import processing, scripts
+
+    class Keeping(scripts.Script):
+        def process(self, p, *args):
+            if not hasattr(p, "sample_of_before"):
+                p.sample_of_before = p.sample
+            p.sample = lambda *values: p.sample_of_before(*values)
+
+    prompt, run, script = next(fresh), processing.process_images, Keeping()
+    base, wanted = stand_in_webui.picture(prompt), controlled(stand_in_webui, prompt, a_unit())
+    stand_in_webui._scripts.append(script)
+    monkeypatch.setattr(processing, "process_images", lambda p: (run(p), run(p), run(p))[-1])
+    try:
+        made = clean(controlled(stand_in_webui, prompt, a_unit()))
+        assert "needs a picture" in controlled(stand_in_webui, prompt, a_unit(picture=None)).problems
+    finally:
+        stand_in_webui._scripts.remove(script)
+    assert made.pictures == wanted.pictures and stand_in_webui.model()["hooks"] == {}
+    monkeypatch.undo()
+    assert stand_in_webui.picture(prompt).pictures == base.pictures
+
+
 def test_a_style_adapter_needs_clips_encoder_and_acts_with_it(stand_in_webui, monkeypatch):
     import torch
     from safetensors.torch import save_file
 
+    from lib_lycoris.control import seeing
     from lib_lycoris.library.adapters import write_adapter
     from lib_lycoris.networks.adapters.style import StyleAdapter
     from lib_lycoris.networks.clip_vision import ClipVision
-    from lib_lycoris.webui import clip_vision
 
-    monkeypatch.setattr(clip_vision, "WIDTH", 128)
+    monkeypatch.setattr(seeing, "WIDTH", 128)
     models, prompt = stand_in_webui.networks.parent, next(fresh)
     torch.manual_seed(8)
     write_adapter(models / "T2I-Adapter" / "some style.safetensors", StyleAdapter(width=128, context=16, layers=1, tokens=4))
