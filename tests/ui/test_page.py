@@ -330,6 +330,15 @@ def test_previews_stand_beside_the_picture_from_before_and_are_sent_once():
     assert look(shown[-1].replace("1|", "0|", 1))[2] == gr.update()
 
 
+@pytest.mark.parametrize(("kind", "tag", "shown", "words"), [
+    ("locon", "<lyco:dog:1>", "<lyco:dog:1>", "words of your captions"), ("embedding", "dog", "dog", "this word"), ("adapter", None, "dog", "control picture"),
+])
+def test_it_is_told_how_that_what_was_trained_is_used(kind, tag, shown, words):
+    use = make_train_look(Desk(JobState(version=1, phase="done", kind=kind, path="/nets/dog.safetensors", tag=tag)).page())("")[5]
+    assert (use["value"], use["visible"]) == (shown, True) and words in use["label"]
+    assert not make_train_look(Desk(JobState(version=1, phase="running", kind=kind)).page())("")[5]["visible"]
+
+
 def test_an_adapters_previews_stand_beside_the_control_picture_that_they_follow():
     made = ((-1, "a zorb", "control-0.png"), (0, "a zorb", "without-0.png"), *((step, "a zorb", f"step{step}-0.png") for step in range(10, 100, 10)))
     html = make_train_look(Desk(JobState(version=1, phase="running", previews=made)).page(thumbnail=lambda path: path.encode()))("")[2]
