@@ -232,10 +232,18 @@ def test_an_error_stands_at_the_field_that_caused_it_until_it_is_mended():
     start = next(handler for handler in handlers(blocks) if handler.__name__ == "start_training")
     place = list(form.fields()).index("data.folders")
     _, key, *updates = start("", *values_of(form))
+    assert len(updates) == len(form.components()) + len(form.parts())
     assert key == "data.folders" and "name a folder" in updates[place]["info"]
     assert all(update == gr.update() for number, update in enumerate(updates) if number != place)
     _, key, *updates = start(key, *values_of(form))
     assert key == "" and updates[place]["info"] == form.fields()["data.folders"].info
+
+
+def test_a_field_with_an_error_in_a_folded_part_is_unfolded():
+    form = train_form(Desk().page())[1]
+    opened = [part.label for part, update in zip(form.parts(), form.unfolded("training.warmup_steps"), strict=True) if update == gr.update(open=True)]
+    assert opened == [REST["training"]]
+    assert all(update == gr.update() for key in ("", "training.steps") for update in form.unfolded(key))
 
 
 def test_an_explanation_is_shown_as_it_stands_whatever_gradio_makes_of_markdown():
