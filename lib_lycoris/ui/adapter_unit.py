@@ -66,7 +66,7 @@ def draw_unit(page: Any, tab: str, number: int, size: Sequence[Any]) -> tuple[di
         return {"label": label, "elem_id": f"lyco_adapter_{tab}_{number + 1}_{name}", "info": help_of.get(name) if info is None else info or None}
 
     unit: dict[str, Any] = {}
-    wide = 240 if tab == STUDIO else 160  # the studio's column is narrow: explained sliders stand beneath each other
+    wide = 240 if tab == STUDIO else 220  # in a narrow column explained sliders stand beneath each other
     with gr.Row(elem_classes=["lyco-adapter-head"]):
         unit["enabled"] = gr.Checkbox(False, scale=0, min_width=90, **about("enabled", "Enable", ""))
         unit["adapter"] = gr.Dropdown([NOTHING, *page.names()], value=NOTHING, scale=4, **about("adapter", "Adapter", ""))

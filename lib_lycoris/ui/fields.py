@@ -169,6 +169,14 @@ class Form:
                 sections.setdefault(setting.section, {})[setting.name] = value
         return sections
 
+    def parts(self) -> list[Any]:
+        """The folded parts."""
+        return [part for part, _ in self._parts.values()]
+
+    def unfolded(self, key: str) -> list[Any]:
+        """For each of `parts` its update: the one with that key's field is unfolded, the others stay as they are."""
+        return [gr.update(open=True) if key in keys else gr.update() for _, keys in self._parts.values()]
+
     def kind_keys(self) -> list[str]:
         """The fields that not every kind knows."""
         some = set().union(*self._unknown.values()) if self._unknown else set()
@@ -176,7 +184,7 @@ class Form:
 
     def kind_components(self) -> list[Any]:
         """What depends on the chosen kind: the fields of `kind_keys`, then the folded parts."""
-        return [*(self._fields[key] for key in self.kind_keys()), *(part for part, _ in self._parts.values())] if self._unknown else []
+        return [*(self._fields[key] for key in self.kind_keys()), *self.parts()] if self._unknown else []
 
     def show_for(self, kind: str) -> list[Any]:
         """For each of `kind_components` the update that shows or hides it; a part that is the kind's own is unfolded."""

@@ -24,6 +24,7 @@ table.lycoris-table td { overflow-wrap: anywhere; white-space: pre-line; }
 .lycoris-files .wrap { flex-direction: column; flex-wrap: nowrap; gap: 4px; max-height: 34rem; overflow-y: auto; }
 .lycoris-files .wrap > label { width: 100%; align-items: flex-start; }
 .lycoris-files .wrap > label > span { white-space: pre; overflow: hidden; text-overflow: ellipsis; font-size: 0.82rem; line-height: 1.35; }
+#lycoris_library_picture img { width: 100%; height: 100%; object-fit: contain; }
 #lycoris_library_shelf .wrap { gap: 0.3rem; }
 #lycoris_library_shelf .wrap > label { padding: 0.3rem 0.45rem; }
 #lycoris_library_count .html-container, #lycoris_library_said .html-container, #lycoris_library_work .html-container, #lycoris_library_about .html-container {

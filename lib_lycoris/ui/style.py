@@ -20,6 +20,7 @@ _GENERATE = """
 .dark .lycoris-library { --block-info-text-color: #d4d4d8; }
 @media (min-width: 900px) {
   #lycoris_generate_results { position: sticky; top: 0.5rem; align-self: flex-start; }
+  #lycoris_generate_results:has(#lycoris_history button.open) { position: static; }
 }
 .lycoris-generate .lyco-adapter-head { align-items: flex-end; }
 .lycoris-generate .lyco-adapter-head > button { flex-grow: 0; min-height: 2.6rem; margin-bottom: 0.6rem; }
@@ -29,3 +30,6 @@ _GENERATE = """
 """
 
 CSS = text.CSS + library_text.CSS + _COMPLETE + _GENERATE
+
+HEAD = "<style>.gradio-container { overflow: clip !important; }</style>"
+"""For the studio's page alone, as gradio puts its own names before what stands in CSS: what is hidden there by `overflow` could not stay in sight (sticky)."""

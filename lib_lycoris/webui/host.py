@@ -311,6 +311,13 @@ def make_settle() -> Callable[[nn.Module], Hashable] | None:
     return settle
 
 
+def waiting_words() -> list[tuple[str, Any]]:
+    """(word, embedding) of the embeddings packed with the built-in extension's networks that are on which it did not register, as their word was taken."""
+    networks = getattr(sys.modules.get("networks"), "loaded_networks", ())
+    packed = (item for network in networks for item in getattr(network, "bundle_embeddings", {}).items())
+    return [(word, held) for word, held in packed if held.loaded is None]
+
+
 def moves_layers(model: Any) -> bool:
     """Whether the host moves single parts of the UNet to the device and back while it runs (--lowvram)."""
     return bool(getattr(shared.cmd_opts, "lowvram", False) and getattr(model, "lowvram", False))

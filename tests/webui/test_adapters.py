@@ -7,6 +7,7 @@ import io
 import itertools
 import urllib.error
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -257,6 +258,27 @@ def test_only_masked_is_controlled_by_the_same_part_of_the_map(real_webui):
     cut = np.asarray(Image.open(io.BytesIO(base64.b64decode(a_map()))))[8:40, 24:56]
     made = np.frombuffer(whole.pictures[-1], np.uint8).reshape(64, 64, 3)
     assert np.abs(made[::2, ::2].astype(int) - cut).mean() < 8
+
+
+def test_send_to_img2img_hands_over_every_control_but_files(stand_in_webui):
+    from lib_lycoris.prompt.unit_values import FIELDS
+    from lib_lycoris.webui.adapter_script import make_script
+
+    def draw(tab, size):
+        units = [{name: f"{tab} {number} {name}" for name in FIELDS} for number in (1, 2, 3)]
+        return SimpleNamespace(units=units, rest=[{"colours": object(), "told": object()}] * 3, controls=[], fuser=f"{tab} fuser")
+
+    def sent(tab):  # as the host looks for them
+        script = make_script(None, draw, dict)()
+        script.ui(tab == "img2img")
+        return [component for component, name in script.infotext_fields if name in script.paste_field_names]
+
+    assert sent("txt2img") == [f"txt2img {number} {name}" for number in (1, 2, 3) for name in FIELDS if name != "pictures"] + ["txt2img fuser"]
+    source, target = make_script(None, draw, dict)(), make_script(None, draw, dict)()
+    source.ui(False)
+    target.ui(True)
+    found = [component for component, name in target.infotext_fields if name in source.paste_field_names]
+    assert found == [each.replace("txt2img", "img2img") for each in sent("txt2img")]
 
 
 @pytest.mark.webui
