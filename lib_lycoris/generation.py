@@ -15,6 +15,7 @@ from lib_lycoris.library.cache import NetworkCache
 from lib_lycoris.library.catalogue import Catalogue
 from lib_lycoris.library.embeddings import Embedding, packed_embeddings
 from lib_lycoris.library.facts import read_facts
+from lib_lycoris.patching.rows import Telling
 from lib_lycoris.patching.session import Session
 from lib_lycoris.patching.weighting import Dial, Weighting
 from lib_lycoris.prompt.blocks import PRESETS, BlockWeights
@@ -115,13 +116,14 @@ class Generation:
         """Whether `begin_step` has anything to do."""
         return any(isinstance(part.unet, Dial) for part in self._parts)
 
-    def begin_step(self, step: float, steps: int, rows: Sequence[Row]) -> None:
+    def begin_step(self, step: float, steps: int, rows: Sequence[Row], telling: Telling | None = None) -> None:
         """Turns every dial to what this step wants; to be called before each call of the denoiser, which may make several calls of the UNet of it.
 
         Args:
             step: counted from 0.
             steps: how many there are.
             rows: for each row of the denoiser's batch its picture, and whether it is a row of the negative prompt; in the order in which the UNet gets them.
+            telling: as Session.begin_step.
         """
         places = [self._place(*row) for row in rows]
         for part in self._parts:
@@ -129,7 +131,7 @@ class Generation:
                 known = {row: part.strength(row, "unet", step, steps, self._hires, self._refiner) for row in set(places)}
                 values = [known[row] for row in places]
                 part.unet.set(torch.tensor(values, dtype=torch.float64) if len(set(values)) > 1 else values[0] if values else 0.0)
-        self.session.begin_step()
+        self.session.begin_step(telling)
 
     def text_key(self, picture: int, negative: bool, step: float, steps: int) -> Hashable:
         """Equal keys mean the same networks on the text encoders, as long as nothing else is applied."""

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     model = load_checkpoint(arguments.checkpoint)
     settings = GenerateSettings(**{"width": model.side, "height": model.side, **asked})
     shelf = EmbeddingShelf(lambda: [Path(folder) for folder in embedding_folders(arguments.embeddings)])
-    preparation = make_preparation(adapter_folders(arguments.adapters), arguments.clip_vision)
+    preparation = make_preparation(adapter_folders(arguments.adapters), arguments.clip_vision, arguments.checkpoint)
     pictures = generate(model, settings, make_networks(model, network_folders(arguments.networks)), _progress(settings.steps), units=units,
                         preparation=preparation, fuser=arguments.fuser, embeddings=shelf.vectors())
     for path, picture in zip(output_paths(out, len(pictures)), pictures, strict=True):

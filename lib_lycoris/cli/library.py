@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import ConfigError, LycoError
 from ..setting import Action, Setting
 from .arguments import add_embeddings, add_networks, embedding_folders, network_folders
-from .units import adapter_folders, add_adapters
+from .units import adapter_folders, add_adapters, sample_adapters
 
 NAME = "library"
 SUMMARY = "what is on disk: list, look, compare, rename, trash, …"
@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from ..tools.actions import ACTIONS
 
-    library = make_library(network_folders(arguments.networks), embedding_folders(arguments.embeddings), adapter_folders(arguments.adapters))
+    library = make_library(network_folders(arguments.networks), embedding_folders(arguments.embeddings), adapter_folders(arguments.adapters),
+                           sample_adapters())
     action = next((each for each in ACTIONS if each.name == arguments.action), None)
     if action is None:
         given = {"list": lambda: library.rows(arguments.shelf), "trash": library.trash,
@@ -74,8 +75,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(json.dumps(done, ensure_ascii=False, indent=1) if arguments.json else _told(done), flush=True)
 
 
-def make_library(folders: list[str], embeddings: Sequence[str] = (), adapters: Sequence[str] = ()) -> Any:
-    """The library of these folders of networks, and where folders are named of embeddings and of adapters."""
+def make_library(folders: list[str], embeddings: Sequence[str] = (), adapters: Sequence[str] = (), samples: Mapping[str, Path] | None = None) -> Any:
+    """The library of these folders of networks, and where folders are named of embeddings and of adapters; samples: adapters by name that are listed too."""
     from ..library.adapter_files import AdapterFiles
     from ..library.adapters import AdapterShelf
     from ..library.catalogue import Catalogue
@@ -83,7 +84,7 @@ def make_library(folders: list[str], embeddings: Sequence[str] = (), adapters: S
     from ..library.shelf import Shelf
     from ..tools.library import Library
 
-    paths, words, shelf = [Path(folder) for folder in folders], [Path(folder) for folder in embeddings], AdapterShelf(adapters)
+    paths, words, shelf = [Path(folder) for folder in folders], [Path(folder) for folder in embeddings], AdapterShelf(adapters, samples=samples)
     catalogue = Catalogue(paths)
     more: dict[str, Any] = {"embeddings": EmbeddingShelf(lambda: words)} if words else {}
     more |= {"adapters": AdapterFiles(lambda: shelf)} if shelf.folders else {}

@@ -120,9 +120,9 @@ def make_app(bench: Workbench) -> Any:
     add_routes(app, callables, picture=record)
     page = make_page(bench, record)
     allowed = [str((bench.outputs / folder).resolve()) for folder in ("pictures", "control-maps", "control-pictures")]
-    script = (Path(style.__file__).parent / "complete.js").read_text(encoding="utf-8")
-    return gr.mount_gradio_app(app, page, path="/", css=style.CSS, head=f"<script>{script}</script>", allowed_paths=allowed, footer_links=[], ssr_mode=False,
-                               show_error=False, max_file_size=LARGEST_UPLOAD)
+    script = "\n".join((Path(style.__file__).parent / name).read_text(encoding="utf-8") for name in ("complete.js", "keys.js"))
+    return gr.mount_gradio_app(app, page, path="/", css=style.CSS, head=f"{style.HEAD}<script>{script}</script>", allowed_paths=allowed, footer_links=[],
+                               ssr_mode=False, show_error=False, max_file_size=LARGEST_UPLOAD)
 
 
 def make_page(bench: Workbench, record: list[Any]) -> Any:

@@ -105,8 +105,8 @@ def requested_units(units: Any) -> list[Any]:
     return [_asked({_OTHER_NAMES.get(name, name): value for name, value in values.items()}, _read_given) for values in units]
 
 
-def make_preparation(folders: Sequence[str | Path], clip_vision: str | None = None) -> Any:
-    """What finds the adapters in these folders.
+def make_preparation(folders: Sequence[str | Path], clip_vision: str | None = None, checkpoint: str | None = None) -> Any:
+    """What finds the adapters in these folders, and those that come with the checkpoint.
 
     Raises:
         ConfigError: no picture encoder is where `clip_vision` says.
@@ -114,8 +114,15 @@ def make_preparation(folders: Sequence[str | Path], clip_vision: str | None = No
     from ..control.preparing import Preparation
     from ..library.adapters import AdapterShelf
 
-    shelf = AdapterShelf(folders, outside=True)
+    shelf = AdapterShelf(folders, outside=True, samples=sample_adapters(checkpoint))
     return Preparation(shelf, make_seeing(shelf, clip_vision))
+
+
+def sample_adapters(checkpoint: str | None = None) -> dict[str, Path]:
+    """{name: file} of the adapters that come with a checkpoint: with the embedded one (None) that for edges."""
+    from ..studio.world.files import EDGES
+
+    return {EDGES.stem: EDGES} if checkpoint is None else {}
 
 
 def make_seeing(shelf: Any, clip_vision: str | None = None) -> Any:

@@ -17,7 +17,7 @@ from ..training.job import Leads, TrainJob
 from ..training.pace import Paces
 from ..training.result import TrainResult
 from .adapters import Adapters, channels_of
-from .units import requested_units
+from .units import requested_units, sample_adapters
 
 OUTPUTS = Path("outputs")
 _CACHE_BYTES = 1 << 30
@@ -59,7 +59,7 @@ class Workbench:
         self._catalogue = self._make_catalogue()
         self._shelf = self._make_shelf()
         self._embeddings = self._make_embeddings()
-        self.adapters = Adapters(adapters or [outputs], lambda: channels_of(self._model), _samples() if checkpoint is None else None, clip_vision)
+        self.adapters = Adapters(adapters or [outputs], lambda: channels_of(self._model), sample_adapters(checkpoint), clip_vision)
         self.library = self._make_library()
         self.job = TrainJob(self._train, self._lock, self._home / "training.json")
         self._paces = Paces(self._home / "paces.json")
@@ -384,13 +384,6 @@ class Workbench:
         state = self.job.state()
         self._paces.note(config, backbone, state.step, state.seconds)
         return result
-
-
-def _samples() -> dict[str, Path]:
-    """The adapter that comes with the embedded checkpoint."""
-    from ..studio.world.files import EDGES
-
-    return {EDGES.stem: EDGES}
 
 
 def _vectors(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,12 +10,16 @@ from torch import Tensor, nn
 
 from .weighting import Dial, common_value
 
+Telling = Callable[[Tensor], Sequence[int] | None]
+"""Which rows of a step a UNet call holds, for its first tensor: their numbers one by one; none at all where it can't be told; None: to be counted."""
+
 
 class Rows:
     """Counts the rows of a step through its UNet calls.
 
     A step's rows come in one UNet call or in several, one after the other. A call with more rows than the dial holds, as those who cut pictures into
-    tiles make it, has all of them several times over. Within a call a layer may see each row k times in a row, as attention over parts of a picture does it.
+    tiles make it, has all of them several times over; who knows better tells it. Within a call a layer may see each row k times in a row, as attention over
+    parts of a picture does it.
 
     Args:
         what: the rows' values, for problems in words.
@@ -26,11 +31,13 @@ class Rows:
         self._next = 0
         self._start = 0
         self._count: int | None = None
+        self._telling: Telling | None = None
+        self._told: Sequence[int] | None = None
         self._seen: dict[tuple, float | Tensor] = {}
 
-    def begin_step(self) -> None:
-        """The next UNet call takes rows from the first on."""
-        self._next = 0
+    def begin_step(self, telling: Telling | None = None) -> None:
+        """The next UNet call takes rows from the first on; `telling` is asked at each call of the step."""
+        self._next, self._telling = 0, telling
 
     def begin_call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the UNet: moves on by the rows of the call's first tensor."""
@@ -38,6 +45,7 @@ class Rows:
         self._count = None if x is None or not x.ndim else x.shape[0]
         self._start = self._next
         self._next += self._count or 0
+        self._told = None if self._count is None or self._telling is None else self._telling(x)
         self._seen.clear()
 
     def values(self, dial: Dial, count: int) -> float | Tensor:
@@ -54,6 +62,8 @@ class Rows:
         """Which of a step's `total` rows the running call holds, row by row; None where they can't be told apart, and `problems` says so."""
         if self._count is None:
             return list(range(total))
+        if self._told:
+            return list(self._told)
         span = self._span(total)
         if span is None:
             self._lost(f"a call of the UNet with {self._count} rows does not fit into a step of {total}")
@@ -77,6 +87,8 @@ class Rows:
         """The part of [rows] that this call holds."""
         if self._count is None:  # a layer called on its own
             return value
+        if self._told:
+            return value[list(self._told)]
         span = self._span(len(value))
         if span is None:
             return None
@@ -84,6 +96,8 @@ class Rows:
 
     def _span(self, rows: int) -> tuple[tuple[int, int], int] | None:
         """((first, behind the last), how many times) of a step's rows that this call holds."""
+        if self._told is not None:
+            return None
         start, count = self._start % rows, self._count
         if start + count <= rows:
             return (start, start + count), 1

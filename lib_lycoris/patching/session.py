@@ -15,7 +15,7 @@ from . import naming
 from .anchor import Hook
 from .hooks import Claim, ModulePatch, Settle, claims_by_module
 from .plan import Effect, Plan, make_plan
-from .rows import Rows
+from .rows import Rows, Telling
 from .slot import Base
 from .swap import LOCK
 from .targets import Target, find_targets
@@ -87,9 +87,13 @@ class Session:
             for swap in dict.fromkeys(swap for patch in self._patches.values() for swap in patch.swaps):
                 swap.refresh()
 
-    def begin_step(self) -> None:
-        """The next UNet call takes the dials' rows from the first on. Without it, calls go through the rows over and over."""
-        self._rows.begin_step()
+    def begin_step(self, telling: Telling | None = None) -> None:
+        """The next UNet call takes the dials' rows from the first on. Without it, calls go through the rows over and over.
+
+        Args:
+            telling: tells which of the step's rows a UNet call holds, given its first tensor; for those who cut a step otherwise than row after row.
+        """
+        self._rows.begin_step(telling)
 
     def restore(self) -> None:
         """Takes everything off: no hook, no copy is left, and every module holds its own tensors."""

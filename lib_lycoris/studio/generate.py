@@ -49,7 +49,7 @@ class GenerateSettings(Section):
     height: int = setting(512, "Pixels.", minimum=64, maximum=4096, multiple=8)
     cfg: float = setting(7.0, "How closely to follow the prompt.", minimum=0, maximum=100)
     clip_skip: int = setting(1, "Which of the text encoder's last layers the prompt is taken from, 1 is the last.", minimum=1, maximum=12)
-    batch: int = setting(1, "Pictures.", minimum=1, maximum=64)
+    batch: int = setting(1, "How many are made at once.", minimum=1, maximum=64)
 
     def _check_together(self) -> None:
         sampler, scheduler = find_sampler(self.sampler, self.scheduler)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, LycoError, shown
+from ..library.keeping import size_of
 from ..preprocess.table import find_preprocessor
 from ..prompt.infotext import parse_infotext
 from ..prompt.unit import parse_unit, unit_to_dict
@@ -154,7 +155,7 @@ class PictureFolder:
 
     def rows(self, count: int = 24) -> list[dict[str, Any]]:
         """The newest so many, newest first: {"name", "file", "modified"}."""
-        found = sorted(((path.stat().st_mtime, path) for path in self._folder.glob("*.png") if not path.name.startswith(".")), reverse=True)
+        found = sorted(((size_of(path)["modified"] or 0.0, path) for path in self._folder.glob("*.png") if not path.name.startswith(".")), reverse=True)
         return [{"name": path.name, "file": str(path.resolve()), "modified": modified} for modified, path in found[:max(0, count)]]
 
     def find(self, name: str) -> Path:

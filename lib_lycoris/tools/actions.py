@@ -20,12 +20,30 @@ _DTYPE = "What numbers are stored as. Left out: as they are."
 _SHELF = "The list that it stands in."
 
 
-class _OfAFile(Section):
-    """Settings of an action on one file."""
+class _WithNeeded(Section):
+    """Settings of which some may not be empty: `needed` says what to do then."""
+
+    needed: typing.ClassVar[dict[str, str]] = {}
 
     def _check_together(self) -> None:
-        if not self.name.strip():  # type: ignore[attr-defined]
-            raise ConfigError(f'{self.section}.name = "": name a file')
+        for name, advice in self.needed.items():
+            if not getattr(self, name).strip():
+                raise ConfigError(f'{self.section}.{name} = "": {advice}')
+
+
+@dataclass(frozen=True)
+class _OfAFile(_WithNeeded):
+    """Settings of an action on one file."""
+
+    needed: typing.ClassVar[dict[str, str]] = {"name": "name a file"}
+    name: str = setting("", _NAME)
+
+
+@dataclass(frozen=True)
+class _OnAShelf(_OfAFile):
+    """The same of a file that may stand in any list."""
+
+    shelf: str = setting("networks", _SHELF, choices=SHELVES)
 
 
 @dataclass(frozen=True)
@@ -33,7 +51,6 @@ class MeasureSettings(_OfAFile):
     """Which network is measured."""
 
     section: typing.ClassVar[str] = "measure"
-    name: str = setting("", _NAME)
 
 
 @dataclass(frozen=True)
@@ -41,48 +58,37 @@ class CompareSettings(_OfAFile):
     """Which two are compared."""
 
     section: typing.ClassVar[str] = "compare"
-    name: str = setting("", _NAME)
+    needed: typing.ClassVar[dict[str, str]] = {**_OfAFile.needed, "other": "name a second network"}
     other: str = setting("", "The network to compare it with.")
-
-    def _check_together(self) -> None:
-        super()._check_together()
-        if not self.other.strip():
-            raise ConfigError('compare.other = "": name a second network')
 
 
 @dataclass(frozen=True)
-class RemarkSettings(_OfAFile):
+class RemarkSettings(_OnAShelf):
     """The user's own words on a file."""
 
     section: typing.ClassVar[str] = "remark"
-    name: str = setting("", _NAME)
-    description: str | None = setting(None, "Stands on the card.")
+    description: str | None = setting(None, "What it is, in your words; it stands on the WebUI's card.")
     sd_version: str | None = setting(None, "The base model that it is for.", choices=VERSIONS)
-    activation_text: str | None = setting(None, "A click on the card writes it behind the tag.")
-    preferred_weight: float | None = setting(None, "Strength that a click on the card writes; 0 means none.", minimum=-100, maximum=100)
-    negative_text: str | None = setting(None, "A click on the card writes it into the negative prompt.")
+    activation_text: str | None = setting(None, "A click on the WebUI's card writes them behind the tag.")
+    preferred_weight: float | None = setting(None, "Strength that a click on the WebUI's card writes; 0 means none.", minimum=-100, maximum=100)
+    negative_text: str | None = setting(None, "A click on the WebUI's card writes it into the negative prompt.")
     notes: str | None = setting(None, "Whatever is worth keeping.")
-    shelf: str = setting("networks", _SHELF, choices=SHELVES)
 
 
 @dataclass(frozen=True)
-class PreviewSettings(_OfAFile):
+class PreviewSettings(_OnAShelf):
     """The picture that shows what a file does."""
 
     section: typing.ClassVar[str] = "preview"
-    name: str = setting("", _NAME)
     image: str = setting("", "The picture: the bytes of a PNG, JPEG, WebP or GIF in base64; on the command line a file's name.")
-    shelf: str = setting("networks", _SHELF, choices=SHELVES)
 
 
 @dataclass(frozen=True)
-class RenameSettings(_OfAFile):
+class RenameSettings(_OnAShelf):
     """A file's new name."""
 
     section: typing.ClassVar[str] = "rename"
-    name: str = setting("", _NAME)
     new: str = setting("", "Its new name, without ending; remarks and previews move with it.")
-    shelf: str = setting("networks", _SHELF, choices=SHELVES)
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,6 @@ class ConvertSettings(_OfAFile):
     """A network in another program's form."""
 
     section: typing.ClassVar[str] = "convert"
-    name: str = setting("", _NAME)
     to: str = setting("kohya", "kohya: what WebUI and ComfyUI read; diffusers; peft: a folder; locon: every layer low-rank, exactly.", choices=FORMATS)
     out: str | None = setting(None, _OUT)
 
@@ -100,7 +105,6 @@ class ResizeSettings(_OfAFile):
     """A network of smaller ranks."""
 
     section: typing.ClassVar[str] = "resize"
-    name: str = setting("", _NAME)
     rank: int | None = setting(None, "The most ranks of a layer.", minimum=1, maximum=4096)
     energy: float | None = setting(None, f"Instead of a rank: the share of each layer's squared singular values to keep. Both left out: {DEFAULT_ENERGY}.",
                                    minimum=0, maximum=1, above_minimum=True)
@@ -129,24 +133,19 @@ class MergeSettings(Section):
 
 
 @dataclass(frozen=True)
-class DeleteSettings(_OfAFile):
+class DeleteSettings(_OnAShelf):
     """What goes to the trash."""
 
     section: typing.ClassVar[str] = "delete"
-    name: str = setting("", _NAME)
-    shelf: str = setting("networks", _SHELF, choices=SHELVES)
 
 
 @dataclass(frozen=True)
-class RestoreSettings(Section):
+class RestoreSettings(_WithNeeded):
     """What comes back from the trash."""
 
     section: typing.ClassVar[str] = "restore"
+    needed: typing.ClassVar[dict[str, str]] = {"entry": "choose something in the trash"}
     entry: str = setting("", "What the trash calls it.")
-
-    def _check_together(self) -> None:
-        if not self.entry.strip():
-            raise ConfigError('restore.entry = "": choose something in the trash')
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ class EmptySettings(Section):
 ACTIONS = (
     Action("measure", "Measure", "How much a network changes each block, and how its change is spread over ranks.", MeasureSettings, long=True),
     Action("compare", "Compare", "Two networks beside each other: what they share, and how alike they are in each block.", CompareSettings, long=True),
-    Action("remark", "Save remarks", "Changes the user's remarks on a file; what is left out stays.", RemarkSettings),
+    Action("remark", "Save remarks", "Changes your remarks on a file; what is left out stays.", RemarkSettings),
     Action("preview", "Set preview", "Makes a picture the file's preview; an older one goes to the trash.", PreviewSettings),
     Action("rename", "Rename", "Gives a file another name, with its remarks and previews.", RenameSettings),
     Action("convert", "Convert", "Writes a network in another program's form.", ConvertSettings, long=True),

@@ -103,7 +103,7 @@ class Curves:
 
     def add(self, state: JobState, report: StepReport) -> dict[str, Any]:
         """The state's lists with this step's points."""
-        losses, rates, validations = state.losses, state.rates, state.validations
+        losses, rates, validations = (_before(report.step, points) for points in (state.losses, state.rates, state.validations))
         if report.step % self._stride == 0 or report.step in (1, report.steps):
             loss = finite(report.smoothed_loss)
             losses = losses if loss is None else (*losses, (report.step, loss))
@@ -114,6 +114,11 @@ class Curves:
         if judged is not None:
             validations = (*validations, (report.step, judged))[-_POINTS:]
         return {"losses": losses, "rates": rates, "validations": validations}
+
+
+def _before(step: int, points: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+    """The points of earlier steps: what goes on from a saved state makes the steps after it once more."""
+    return points if not points or points[-1][0] < step else tuple(point for point in points if point[0] < step)
 
 
 def finite(value: float | None) -> float | None:

@@ -13,7 +13,7 @@ _RANKED = ("lora", "locon", "loha", "lokr", "adalora")
 _MEANT = {
     "network.rank": _RANKED, "network.alpha": _RANKED, "network.block_ranks": _RANKED, "network.conv_rank": ("locon", "loha", "lokr"),
     "network.conv_alpha": ("locon", "loha", "lokr"), "network.beta1": ("adalora",), "network.beta2": ("adalora",), "network.orthogonality": ("adalora",),
-    "network.text_encoder": (*_RANKED, "full", "norm", "ia3"),
+    "network.dora_on_output": ("lora", "locon", "loha", "lokr"), "network.text_encoder": (*_RANKED, "full", "norm", "ia3"),
 }
 """What a config may say of any kind, though only these do something with it."""
 _ALWAYS = ("network.kind", "data.templates")
@@ -30,6 +30,8 @@ def unknown_settings() -> dict[str, tuple[str, ...]]:
     found = {}
     for kind in KINDS:
         without = {key for key, kinds in _MEANT.items() if kind not in kinds}
+        if f"{_WORD['section']}.{_WORD['key']}" in refused[kind]:
+            without |= {setting.key for setting in settings() if setting.section == _WORD["section"]}
         found[kind] = tuple(setting.key for setting in settings() if setting.key in (refused[kind] - everywhere) | without)
     return found
 
@@ -64,6 +66,6 @@ def _other_values(setting: Setting) -> list[Any]:
         low = setting.minimum if setting.minimum is not None else 0
         high = setting.maximum if setting.maximum is not None else low + 1000
         step = setting.multiple or 1
-        every = [low + step, low + 64 * step] if setting.kind == "whole number" else [low + (high - low) / 4, low + (high - low) / 2]
+        every = [low, low + step, low + 64 * step] if setting.kind == "whole number" else [low + (high - low) / 4, low + (high - low) / 2]
         return [value for value in every if value <= high and value != setting.default]
     return [["zorb=1"]] if setting.kind == "list of texts" else ["zorb"]

@@ -78,8 +78,8 @@ _OBJECT = {"training.steps": 1000, "training.schedule": "cosine", "training.warm
 PRESETS: tuple[Preset, ...] = (
     Preset("first try · embedded model", "Teaches the embedded checkpoint a shape it never saw: a network, from the sample pictures.", WORLD, None, {
         "network.kind": "locon", "network.rank": 16, "network.alpha": 16.0, "data.resolution": 64, "data.batch_size": 4, "training.steps": 300,
-        "training.learning_rate": 1.5e-3, "training.text_encoder_learning_rate": 1e-3, "training.schedule": "cosine", "training.warmup_steps": 20,
-        "training.debiased": True, "validation.share": 0.2, "validation.every": 25, "output.preview_every": 100, "output.save_every": 50,
+        "training.learning_rate": 1e-3, "training.text_encoder_learning_rate": 5e-4, "training.schedule": "cosine", "training.warmup_steps": 20,
+        "training.debiased": True, "validation.share": 0.125, "validation.every": 25, "output.preview_every": 100, "output.save_every": 50,
     }),
     Preset("first word · embedded model", "Teaches the embedded checkpoint a word for a shape it knows: an embedding, from the sample pictures.", WORLD, None, {
         "network.kind": "embedding", "embedding.vectors": 1, "data.resolution": 64, "data.batch_size": 8, "training.steps": 150, "training.learning_rate": 0.02,

@@ -66,7 +66,7 @@ def draw_unit(page: Any, tab: str, number: int, size: Sequence[Any]) -> tuple[di
         return {"label": label, "elem_id": f"lyco_adapter_{tab}_{number + 1}_{name}", "info": help_of.get(name) if info is None else info or None}
 
     unit: dict[str, Any] = {}
-    wide = 240 if tab == STUDIO else 160  # the studio's column is narrow: explained sliders stand beneath each other
+    wide = 240 if tab == STUDIO else 220  # in a narrow column explained sliders stand beneath each other
     with gr.Row(elem_classes=["lyco-adapter-head"]):
         unit["enabled"] = gr.Checkbox(False, scale=0, min_width=90, **about("enabled", "Enable", ""))
         unit["adapter"] = gr.Dropdown([NOTHING, *page.names()], value=NOTHING, scale=4, **about("adapter", "Adapter", ""))
@@ -78,10 +78,10 @@ def draw_unit(page: Any, tab: str, number: int, size: Sequence[Any]) -> tuple[di
         with gr.Column(min_width=200):
             picture_about = about("picture", "Picture (left empty: the one of img2img)" if tab == "img2img" else "Picture", "")
             picture_about.pop("info")
-            unit["picture"] = gr.Image(type="numpy", image_mode="RGBA", height=240, **picture_about)
+            unit["picture"] = gr.Image(type="numpy", image_mode="RGBA", height=240, **compat.no_camera(), **picture_about)
         with gr.Column(min_width=200):
             preview = gr.Image(label="Control map", interactive=False, height=240, elem_id=f"lyco_adapter_{tab}_{number + 1}_map",
-                               **compat.plain_image())
+                               elem_classes=["lyco-adapter-map"], **compat.plain_image())
     with gr.Row(elem_classes=["lyco-adapter-head"]):
         names = [each["name"] for each in page.preprocessors()]
         unit["preprocessor"] = gr.Dropdown(names, value="none", scale=4, **about("preprocessor", "Preprocessor: makes the control map out of the picture", ""))
@@ -111,7 +111,7 @@ def draw_unit(page: Any, tab: str, number: int, size: Sequence[Any]) -> tuple[di
             with gr.Column(min_width=200):
                 mask_about = about("mask", "Region mask (acts where white)", "")
                 mask_about.pop("info")
-                unit["mask"] = gr.Image(type="numpy", image_mode="L", height=160, **mask_about)
+                unit["mask"] = gr.Image(type="numpy", image_mode="L", height=160, **compat.no_camera(), **mask_about)
             with gr.Column(min_width=200):
                 files_about = about("pictures", "One picture for each of a batch", "")
                 files_about.pop("info")

@@ -109,7 +109,7 @@ def draw_adapters(page: AdapterPage, tab: str, size: Sequence[Any] = ()) -> Draw
                     unit, extra = draw_unit(page, tab, number, size)
                 units.append(unit)
                 rest.append(extra)
-        fuser = gr.Dropdown(_fusers(page), value=AUTO_FUSER, label="CoAdapter fuser", elem_id=f"lyco_adapters_{tab}_fuser", info=_FUSER)
+        fuser = gr.Dropdown(**_offered_fusers(page, AUTO_FUSER), value=AUTO_FUSER, label="CoAdapter fuser", elem_id=f"lyco_adapters_{tab}_fuser", info=_FUSER)
     for extra in rest:
         extra["refresh"].click(lambda chosen: gr.update(**_offered_fusers(page, chosen)), [fuser], [fuser], **compat.quiet())
     for component in [fuser, *(each for unit in (*units, *rest) for each in unit.values())]:
@@ -118,13 +118,10 @@ def draw_adapters(page: AdapterPage, tab: str, size: Sequence[Any] = ()) -> Draw
 
 
 def _offered_fusers(page: AdapterPage, chosen: str) -> dict[str, Any]:
-    """What the fuser's dropdown offers, as its update's arguments."""
-    choices = _fusers(page)
-    return {"choices": choices if chosen in (each for _, each in choices) else [*choices, (chosen, chosen)]}
-
-
-def _fusers(page: AdapterPage) -> list[tuple[str, str]]:
-    return [("by itself", AUTO_FUSER), ("none, they add up", NO_FUSER), *((name, name) for name in page.fusers())]
+    """The dropdown's arguments: what there is now, and what is chosen; without any fuser there is nothing to choose, and it is hidden."""
+    names = list(dict.fromkeys([*page.fusers(), *([] if chosen in (AUTO_FUSER, NO_FUSER) else [chosen])]))
+    choices = [("by itself", AUTO_FUSER), ("none, they add up", NO_FUSER), *((name, name) for name in names)]
+    return {"choices": choices, "visible": bool(names)}
 
 
 def wanted_adapters(values: Sequence[Any]) -> dict[str, Any]:

@@ -33,6 +33,11 @@ def plain_image() -> dict[str, Any]:
     return {"buttons": ["fullscreen"]} if "buttons" in known else {"show_share_button": False, "show_download_button": False}
 
 
+def no_camera() -> dict[str, Any]:
+    """The argument that leaves an image to be given without the button for a camera; gradio 3.41 has none as it stands."""
+    return {"sources": ["upload", "clipboard"]} if "sources" in inspect.signature(gr.Image.__init__).parameters else {}
+
+
 def without_sharing() -> dict[str, Any]:
     """The argument that leaves a gallery without the button that would send a picture to somebody's server."""
     return {"buttons": ["download", "fullscreen"]} if "buttons" in inspect.signature(gr.Gallery.__init__).parameters else {"show_share_button": False}

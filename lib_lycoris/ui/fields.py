@@ -18,6 +18,7 @@ _EXACT = 2**53
 """The largest whole number that a browser's number box keeps as it is."""
 
 _LEFT_OUT = "left out"
+_LINES = {"generate.prompt": 3, "generate.negative": 2, "remark.description": 2, "remark.notes": 2}
 _PLACEHOLDERS = {"training.steps": str(DEFAULT_STEPS)}
 
 _LABELS = {
@@ -49,10 +50,12 @@ _LABELS = {
     "compare.other": "Compare with",
     "remark.sd_version": "For base model",
     "remark.negative_text": "Negative text",
+    "remark.activation_text": "Words that call it",
     "rename.new": "New name",
     "convert.to": "Form",
     "convert.out": "Name of the converted file",
     "resize.rank": "Largest rank",
+    "resize.energy": "Share of the change to keep",
     "resize.dtype": "Numbers stored as",
     "resize.out": "Name of the smaller file",
     "merge.parts": "Networks and strengths, one a line",
@@ -166,6 +169,14 @@ class Form:
                 sections.setdefault(setting.section, {})[setting.name] = value
         return sections
 
+    def parts(self) -> list[Any]:
+        """The folded parts."""
+        return [part for part, _ in self._parts.values()]
+
+    def unfolded(self, key: str) -> list[Any]:
+        """For each of `parts` its update: the one with that key's field is unfolded, the others stay as they are."""
+        return [gr.update(open=True) if key in keys else gr.update() for _, keys in self._parts.values()]
+
     def kind_keys(self) -> list[str]:
         """The fields that not every kind knows."""
         some = set().union(*self._unknown.values()) if self._unknown else set()
@@ -173,7 +184,7 @@ class Form:
 
     def kind_components(self) -> list[Any]:
         """What depends on the chosen kind: the fields of `kind_keys`, then the folded parts."""
-        return [*(self._fields[key] for key in self.kind_keys()), *(part for part, _ in self._parts.values())] if self._unknown else []
+        return [*(self._fields[key] for key in self.kind_keys()), *self.parts()] if self._unknown else []
 
     def show_for(self, kind: str) -> list[Any]:
         """For each of `kind_components` the update that shows or hides it; a part that is the kind's own is unfolded."""
@@ -265,4 +276,4 @@ def _component(setting: Setting, value: Any, choices: Sequence[str] | None, visi
         return gr.Textbox(placeholder=_PLACEHOLDERS.get(setting.key, _LEFT_OUT), max_lines=1, **about)
     if setting.kind in _NUMBERS:
         return gr.Number(precision=0 if setting.kind == "whole number" else None, **about)
-    return gr.Textbox(**about)
+    return gr.Textbox(lines=_LINES.get(setting.key, 1), **about)

@@ -55,8 +55,8 @@ class GeneratePage:
 def draw_generate(blocks: gr.Blocks, tab: gr.Tab, page: GeneratePage) -> Form:
     """Draws the tab's content into the surrounding gradio context; gives its form."""
     form = Form(page.record, page.defaults, page.choices)
-    with gr.Row():
-        with gr.Column(scale=1):
+    with gr.Row(elem_classes=["lycoris-generate"]):
+        with gr.Column(scale=1, min_width=320):
             for row in FIRST:
                 form.draw(*row)
             names = gr.Dropdown(choices=list(page.networks()), value=None, label="Networks", elem_id="lycoris_networks",
@@ -74,7 +74,7 @@ def draw_generate(blocks: gr.Blocks, tab: gr.Tab, page: GeneratePage) -> Form:
                 form.draw(*row)
             form.draw_rest({"generate": "More"})
             dropped = draw_drop() if page.read_picture is not None else None
-        with gr.Column(scale=1):
+        with gr.Column(scale=1, min_width=320, elem_id="lycoris_generate_results"):
             with gr.Row():
                 make = gr.Button("Generate", variant="primary", elem_id="lycoris_generate")
                 stop = gr.Button("Stop", elem_id="lycoris_stop_generate")

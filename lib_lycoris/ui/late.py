@@ -46,7 +46,7 @@ class Late:
         self._places = {key: place for place, key in enumerate(fields)}
         self._fields = list(fields.values())
         with gr.Column(elem_classes=["lycoris-hidden"]):
-            self.told = gr.Textbox(label="Values from the server", elem_id=f"lycoris_{name}")
+            self.told = gr.Textbox(label="Values from the server", elem_id=f"lycoris_told_{name}")
         """The component that takes what `tell` gives."""
         self._offers: list[Any] = []
 

@@ -62,7 +62,7 @@ def draw_library(blocks: gr.Blocks, tab: Any, page: LibraryPage) -> Actions:
         tab: the tab itself; whenever it is opened the list is read anew. None: at the page's load alone.
         page: what it does.
     """
-    with gr.Row():
+    with gr.Row(elem_classes=["lycoris-library"]):
         with gr.Column(scale=2, min_width=300):
             chooser = _Chooser(page)
         with gr.Column(scale=5, min_width=420):
@@ -104,9 +104,9 @@ def draw_library(blocks: gr.Blocks, tab: Any, page: LibraryPage) -> Actions:
 
     def after(name: str | None, shelf: str, search: str, sort: str) -> list[Any]:
         """What changes on the page once an action has changed the disk: list, details, trash."""
-        return [*chooser.update(shelf, search, sort, name)[0], *shown.update(shelf, name)[:2], *actions.fill(shelf, name), actions.look_into_trash()]
+        return [*chooser.update(shelf, search, sort, name)[0], *shown.update(shelf, name)[:3], *actions.fill(shelf, name), actions.look_into_trash()]
 
-    actions.wire(chooser, after, [*chooser.listed, shown.about, shown.picture, *actions.filled, actions.trash_list])
+    actions.wire(chooser, after, [*chooser.listed, shown.about, shown.picture, shown.beside, *actions.filled, actions.trash_list])
     look = make_look(page)
     outputs = [shown.work, shown.stop, shown.seen, actions.figures, actions.comparison]
     if page.polls:
@@ -207,11 +207,10 @@ class _Shown:
         with gr.Row():
             with gr.Column(scale=3, min_width=260):
                 self.about = gr.HTML(library_text.NOTHING_CHOSEN, elem_id="lycoris_library_about")
-            with gr.Column(scale=2, min_width=180):
-                self.picture = gr.Image(label="Preview", interactive=False, visible=False, height=260, elem_id="lycoris_library_picture",
-                                        **compat.plain_image())
+            with gr.Column(scale=2, min_width=180, visible=False) as self.beside:
+                self.picture = gr.Image(label="Preview", interactive=False, height=260, elem_id="lycoris_library_picture", **compat.plain_image())
         self.seen = gr.State("")
-        self.outputs = [self.about, self.picture, self.problem]
+        self.outputs = [self.about, self.picture, self.beside, self.problem]
 
     def said_by(self, actions: Actions) -> None:
         """Where the actions tell what they did and what went wrong."""
@@ -220,10 +219,10 @@ class _Shown:
     def update(self, shelf: str, name: str | None) -> list[Any]:
         """What is known of that file."""
         if not name:
-            return [library_text.NOTHING_CHOSEN, gr.update(value=None, visible=False), ""]
+            return [library_text.NOTHING_CHOSEN, gr.update(value=None), gr.update(visible=False), ""]
         try:
             seen = self._page.describe(name, shelf)
         except LycoError as error:
-            return [library_text.NOTHING_CHOSEN, gr.update(value=None, visible=False), text.problems([str(error)])]
+            return [library_text.NOTHING_CHOSEN, gr.update(value=None), gr.update(visible=False), text.problems([str(error)])]
         picture = self._page.picture(name, shelf)
-        return [library_text.describe(seen), gr.update(value=picture, visible=picture is not None), ""]
+        return [library_text.describe(seen), gr.update(value=picture), gr.update(visible=picture is not None), ""]

@@ -77,7 +77,7 @@ class Actions:
         """The list of the trash, as it is now."""
         entries = self._page.trash()
         offered = [(f"{each['name']}\n{each['kind']} · {megabytes(each['bytes'])} · deleted {day(each['deleted'])}", each["entry"]) for each in entries]
-        return gr.update(choices=offered, value=None)
+        return gr.update(choices=offered, value=None, label="Deleted" if offered else "Deleted: nothing")
 
     def wire(self, chooser: Any, after: Callable[..., list[Any]], changed: Sequence[Any]) -> None:
         """Says what the buttons do.
@@ -163,7 +163,8 @@ class Actions:
     def _draw_trash(self) -> None:
         with gr.Accordion("Trash", open=False, elem_id="lycoris_library_trash"):
             gr.Markdown("What was deleted lies in a folder .lyco-trash beside the files, until you delete it for good.")
-            self.trash_list = gr.Radio(choices=[], label="Deleted", elem_id="lycoris_library_deleted", elem_classes=["lycoris-files"], interactive=True)
+            self.trash_list = gr.Radio(choices=[], label="Deleted: nothing", elem_id="lycoris_library_deleted", elem_classes=["lycoris-files"],
+                                       interactive=True)
             with gr.Row():
                 self.buttons["restore"] = gr.Button(self._actions["restore"].label, elem_id="lycoris_library_do_restore", size="sm")
                 self._ask_empty = gr.Button("Delete for good …", elem_id="lycoris_library_ask_empty", size="sm")

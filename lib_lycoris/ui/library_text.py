@@ -23,7 +23,12 @@ table.lycoris-table td { overflow-wrap: anywhere; white-space: pre-line; }
 .lycoris-quiet { opacity: 0.75; font-size: 0.9rem; margin: 0.2rem 0; }
 .lycoris-files .wrap { flex-direction: column; flex-wrap: nowrap; gap: 4px; max-height: 34rem; overflow-y: auto; }
 .lycoris-files .wrap > label { width: 100%; align-items: flex-start; }
-.lycoris-files .wrap > label > span { white-space: pre-line; overflow-wrap: anywhere; font-size: 0.82rem; line-height: 1.35; }
+.lycoris-files .wrap > label > span { white-space: pre; overflow: hidden; text-overflow: ellipsis; font-size: 0.82rem; line-height: 1.35; }
+#lycoris_library_picture img { width: 100%; height: 100%; object-fit: contain; }
+#lycoris_library_shelf .wrap { gap: 0.3rem; }
+#lycoris_library_shelf .wrap > label { padding: 0.3rem 0.45rem; }
+#lycoris_library_count .html-container, #lycoris_library_said .html-container, #lycoris_library_work .html-container, #lycoris_library_about .html-container {
+  padding: 0 0.3rem; }
 .lycoris-files .wrap > label > span::first-line { font-weight: 600; font-size: 0.95rem; }
 .lycoris-files .wrap > label > input { margin-top: 0.2rem; }
 """
@@ -110,8 +115,10 @@ def compared(result: Mapping[str, Any] | None) -> str:
 
 
 def jobs(states: Sequence[Mapping[str, Any]]) -> str:
-    """HTML of the newest pieces of work, the newest first; nothing where there are none."""
-    return "".join(_job(state) for state in list(reversed(states))[:_JOBS])
+    """HTML of the work that is not done yet, the newest first, and of the piece that ended last; nothing where there is none."""
+    ended = [state for state in states if state["phase"] not in ("waiting", "running")]
+    told = [state for state in states if state not in ended or state is ended[-1]]
+    return "".join(_job(state) for state in list(reversed(told))[:_JOBS])
 
 
 def _job(state: Mapping[str, Any]) -> str:

@@ -129,9 +129,10 @@ class _Last:
 
 
 def _wire(page: TrainPage, form: Form, watched: Watched) -> None:
-    """Check and Start: they read the whole form, and an error stands at the field that caused it too."""
+    """Check and Start: they read the whole form, and an error stands at the field that caused it too, which is then to be seen."""
     marked = gr.State("")
     fields = form.components()
+    told = [watched.problem, marked, *fields, *form.parts()]
 
     def check_training(before: str, *values: Any) -> list[Any]:
         try:
@@ -139,15 +140,15 @@ def _wire(page: TrainPage, form: Form, watched: Watched) -> None:
         except LycoError as problem:
             lines, error = [], str(problem)
         updates, key = form.marked(error, before)
-        return [gr.update(value="\n".join(lines), visible=bool(lines)), text.problems([error] if error else []), key, *updates]
+        return [gr.update(value="\n".join(lines), visible=bool(lines)), text.problems([error] if error else []), key, *updates, *form.unfolded(key)]
 
     def start_training(before: str, *values: Any) -> list[Any]:
         error = _error_of(page, form, values)
         updates, key = form.marked(error, before)
-        return [text.problems([error] if error else []), key, *updates]
+        return [text.problems([error] if error else []), key, *updates, *form.unfolded(key)]
 
-    watched.check.click(check_training, [marked, *fields], [watched.plan, watched.problem, marked, *fields], **compat.quiet())
-    started = watched.start.click(start_training, [marked, *fields], [watched.problem, marked, *fields], **compat.quiet())
+    watched.check.click(check_training, [marked, *fields], [watched.plan, *told], **compat.quiet())
+    started = watched.start.click(start_training, [marked, *fields], told, **compat.quiet())
     started.then(watched.look, [watched.seen], watched.shown, **compat.quiet())
 
 

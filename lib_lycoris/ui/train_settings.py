@@ -36,7 +36,7 @@ def draw_files(page: TrainPage, form: Form, drawn: tuple[Any, Any] | None) -> No
     if drawn is None or page.export is None:
         return
     preset, about = drawn
-    with gr.Accordion("Save, load and share settings", open=False, elem_id="lycoris_files"):
+    with gr.Accordion("Save, load and share settings", open=False, elem_id="lycoris_settings_files"):
         answer = gr.HTML(elem_id="lycoris_files_answer", elem_classes=["lycoris-problem"])
         with gr.Row():
             name = gr.Textbox(label="Name of your preset", max_lines=1, elem_id="lycoris_preset_name",

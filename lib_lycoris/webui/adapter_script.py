@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from modules import scripts
@@ -10,13 +11,15 @@ from modules.infotext_utils import PasteField
 
 from lib_lycoris.errors import LycoError
 from lib_lycoris.prompt.unit import Unit, parse_unit
-from lib_lycoris.prompt.unit_values import INFOTEXT, INFOTEXT_FUSER, PICTURES, UNITS, fuser_value, told_fuser, unit_values
+from lib_lycoris.prompt.unit_values import FIELDS, INFOTEXT, PICTURES, fuser_value, told_fuser, unit_values
 
 from .adapter_axes import changed
 from .adapter_work import AdapterWork
 from .adapters import Adapters
 
 TITLE = "Lyco adapters"
+_FILES = ("pictures",)
+"""What no field of another tab takes over: gradio 3.41 gives files in another form than it takes them."""
 
 
 def make_script(adapters: Adapters, draw: Callable[[str, Sequence[Any]], Any], show: Callable[[Unit], Mapping[str, Any]]) -> type[scripts.Script]:
@@ -52,12 +55,14 @@ def make_script(adapters: Adapters, draw: Callable[[str, Sequence[Any]], Any], s
             size = [self._size[name] for name in (f"{tab}_width", f"{tab}_height") if name in self._size]
             drawn = draw(tab, size if len(size) == 2 else [])
             self.infotext_fields = [
-                PasteField(component, _pasted(number, name, show))
+                PasteField(component, _Pasted(number, name, show))
                 for number, (unit, rest) in enumerate(zip(drawn.units, drawn.rest, strict=True))
-                for name, component in {**unit, "colours": rest["colours"], "told": rest["told"]}.items() if name not in PICTURES
+                for name, component in {**unit, "colours": rest["colours"], "told": rest["told"]}.items() if name not in _FILES
             ]
             self.infotext_fields.append(PasteField(drawn.fuser, told_fuser))
-            self.paste_field_names = [*(INFOTEXT.format(number + 1) for number in range(UNITS)), INFOTEXT_FUSER]
+            # what "Send to img2img" hands over as it stands: the host looks for these among the fields of both tabs
+            units = [_Pasted(number, name, show) for number in range(len(drawn.units)) for name in FIELDS if name not in _FILES]
+            self.paste_field_names = [*units, told_fuser]
             return drawn.controls
 
         def process(self, p: Any, *values: Any) -> None:
@@ -79,16 +84,24 @@ def make_script(adapters: Adapters, draw: Callable[[str, Sequence[Any]], Any], s
     return LycoAdapters
 
 
-def _pasted(number: int, name: str, show: Callable[[Unit], Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], Any]:
-    """What a control takes over from an infotext: of its unit, if the text has one; a unit that the text does not have is switched off."""
+@dataclass(frozen=True)
+class _Pasted:
+    """What a control takes over from an infotext: of its unit, if the text has one; a unit that the text does not have is switched off. Pictures stay.
 
-    def find(params: Mapping[str, Any]) -> Any:
-        text = params.get(INFOTEXT.format(number + 1))
+    Those of one control are equal in txt2img and img2img.
+    """
+
+    number: int
+    name: str
+    show: Callable[[Unit], Mapping[str, Any]] = field(compare=False)
+
+    def __call__(self, params: Mapping[str, Any]) -> Any:
+        text = params.get(INFOTEXT.format(self.number + 1))
+        if self.name in PICTURES:
+            return None
         if not isinstance(text, str) or not text:
-            return False if name == "enabled" else None
+            return False if self.name == "enabled" else None
         try:
-            return show(parse_unit(text)).get(name)
+            return self.show(parse_unit(text)).get(self.name)
         except LycoError:
             return None
-
-    return find

@@ -81,7 +81,7 @@ class AdapterWork:
         if not asked and not problems:
             return
         work = p.lyco_adapters = AdapterWork(p, adapters, asked, fuser)
-        p.sample = Sample(p, work)
+        p.sample = Sample(p)
         for each in asked:
             p.extra_generation_params[INFOTEXT.format(each.number)] = render_unit(each.unit)
         for problem, strict in problems:
@@ -112,7 +112,7 @@ class AdapterWork:
             return
         with self._telling():
             if host.loaded_model() is not self._model:
-                self._attach()
+                self._attach(in_between=True)
             if self._control is not None:
                 rows, self._step = rows_of(params), step_of(params.denoiser)
                 self._expected |= any(unit.acts(*self._step) for unit in self._mapped)
@@ -185,13 +185,16 @@ class AdapterWork:
             if number in wanted:
                 adapter_pictures.add_result(p, processed, made, f"control-map-{number}")
 
-    def _attach(self) -> None:
-        """Puts the features on the model that is loaded now."""
+    def _attach(self, in_between: bool = False) -> None:
+        """Puts the features on the model that is loaded now; `in_between`: it came in the middle of a pass."""
         if self._control is not None:
             self._control.restore()
         self._control, self._model = None, host.loaded_model()
         acting = [each for each in self._asked if each.unit.in_pass(self._hires)]
         if not acting:
+            return
+        if in_between and host.is_refiner(self._model):  # also of a strict unit: who sets a refiner wants it so
+            self.fail("lyco: adapters acted until SDXL's refiner took over: there are none for it", False)
             return
         try:
             host.check_reachable("adapters")
@@ -267,19 +270,25 @@ class AdapterWork:
 
 
 class Sample:
-    """Stands in for one picture's own `sample`, in the instance alone: whatever happens in it, nothing of ours is on the model afterwards."""
+    """Stands in for one picture's own `sample`, in the instance alone: whatever happens in it, nothing of ours is on the model afterwards.
 
-    def __init__(self, p: Any, work: AdapterWork):
+    It asks at each call what the picture's units are: scripts make several runs with one `p`, and another extension that stands in for `sample` too, as
+    ControlNet does, may hold on to the one of the first run.
+    """
+
+    def __init__(self, p: Any):
         self._owner = weakref.ref(p)
-        self._work = work
         self._before = vars(p).get("sample")
 
     def __call__(self, *values: Any, **named: Any) -> Any:
         """The latents or pictures, as the host's method of this name gives them."""
-        p, work = self._owner(), self._work
+        p = self._owner()
+        sample, work = self._before or type(p).sample.__get__(p), AdapterWork.of(p)
+        if work is None:
+            return sample(*values, **named)
         try:
             work.raise_if_stopped()
-            made = (self._before or type(p).sample.__get__(p))(*values, **named)
+            made = sample(*values, **named)
             work.check()
             work.raise_if_stopped()
             return made

@@ -12,6 +12,7 @@ from lib_lycoris.errors import CheckpointError, UnknownNetworkError
 from lib_lycoris.generation import Generation
 from lib_lycoris.library.cache import NetworkCache
 from lib_lycoris.library.catalogue import Catalogue
+from lib_lycoris.patching.rows import Telling
 from lib_lycoris.patching.session import Session
 from lib_lycoris.prompt.blocks import PRESETS
 from lib_lycoris.prompt.request import Request
@@ -83,18 +84,21 @@ class Applier:
             self._take_off()
             self._on = None
 
-    def begin_step(self, step: int, steps: int, rows: Callable[[], Sequence[tuple[int, bool]]]) -> list[str]:
+    def begin_step(self, step: int, steps: int, rows: Callable[[], Sequence[tuple[int, bool]]],
+                   telling: Callable[[int], Telling | None] = lambda count: None) -> list[str]:
         """Turns strengths that differ between rows or steps to their values for the denoiser's next call; gives the problems of the calls before.
 
         Args:
             step: the sampler's, from 0.
             steps: how many there are.
             rows: gives for each row of the denoiser's batch its picture and whether it is a negative one; asked only if it matters.
+            telling: gives for the number of rows who tells which of them a UNet call holds; None: they are counted.
         """
         with self._lock:
             if self._applied is None or self._on is None or not self._on.generation.dynamic:
                 return []
-            self._on.generation.begin_step(step, steps, rows())
+            found = rows()
+            self._on.generation.begin_step(step, steps, found, telling(len(found)))
             return [f"lyco: {problem}" for problem in self._on.generation.session.problems]
 
     def text_key(self, picture: int, negative: bool, step: int, steps: int) -> Hashable:

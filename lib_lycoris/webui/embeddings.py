@@ -120,6 +120,18 @@ class Embeddings:
                 _remove(_database(), model, word, held)
 
     @_alone
+    def give_back(self) -> None:
+        """Registers what is packed with the built-in extension's networks and was left alone because ours had its word when they were put on.
+
+        It looks before us where a batch has its tag and no longer ours.
+        """
+        db, model = _database(), host.loaded_model()
+        for word, held in host.waiting_words():
+            if model is not None and word not in _held(db):
+                held.loaded = db.expected_shape in (-1, held.shape)  # by this it takes it away again itself
+                _put(db, model, word, held)
+
+    @_alone
     def clear(self) -> None:
         """Takes everything of ours out."""
         self.take_off()

@@ -12,6 +12,7 @@ from .applier import Applier
 from .extra_network import LycoNetwork
 from .problems import tell
 from .rows import rows_of, step_of
+from .tiles import telling_rows
 
 
 class Extension:
@@ -34,11 +35,10 @@ class Extension:
         adapters = AdapterWork.of(params.denoiser.p)
         if adapters is not None:
             adapters.before_step(params)
-        if self.applier.idle:
-            return
-        work = getattr(params.denoiser.p, "lyco_work", None)
-        if work is not None and work.follow():
-            tell(params.denoiser.p, self.applier.begin_step(*step_of(params.denoiser), lambda: rows_of(params)))
+        p, latent = params.denoiser.p, tuple(params.x.shape[-2:])
+        work = getattr(p, "lyco_work", None)
+        if work is not None and work.asks and work.follow():  # also where regions of Tiled Diffusion have taken it off
+            tell(p, self.applier.begin_step(*step_of(params.denoiser), lambda: rows_of(params), lambda count: telling_rows(p, latent, count)))
 
     def unload(self) -> None:
         """Leaves the model as the host made it."""

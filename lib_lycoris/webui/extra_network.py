@@ -34,6 +34,7 @@ class LycoNetwork(extra_networks.ExtraNetwork):
             return
         changed = self._applier.embeddings.ensure()
         batch = Work.of(p, self._applier).begin(p, params_list)
+        self._applier.embeddings.give_back()
         tell(p, self._applier.embeddings.problems(prompts_of(p)))
         self._forget_stale_conds(p, batch.requests, changed)
         _note_hashes(p, self._applier, batch.requests)

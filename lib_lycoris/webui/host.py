@@ -216,10 +216,16 @@ def controlnet_folders() -> list[Path]:
     return [folder for folder in (*candidates, Path(shared.models_path, "ControlNet"), extension) if folder.is_dir()]
 
 
+def is_refiner(model: Any) -> bool:
+    """Whether a loaded model is SDXL's refiner: its UNet has a depth more than SDXL's."""
+    unet = getattr(getattr(model, "model", None), "diffusion_model", None)
+    return bool(getattr(model, "is_sdxl", False)) and len(getattr(unet, "channel_mult", ())) == 4
+
+
 def base_model(model: Any) -> str | None:
     """"sd_v1", "sd_v2" or "sdxl_base_v1-0" of a loaded model; None for another kind, SDXL's refiner among them, and where none is loaded."""
     unet = getattr(getattr(model, "model", None), "diffusion_model", None)
-    if unet is None or (getattr(model, "is_sdxl", False) and getattr(unet, "model_channels", 320) == 384):
+    if unet is None or is_refiner(model):
         return None
     kinds = (("is_sd1", "sd_v1"), ("is_sd2", "sd_v2"), ("is_sdxl", "sdxl_base_v1-0"))
     return next((name for flag, name in kinds if getattr(model, flag, False)), None)
@@ -303,6 +309,13 @@ def make_settle() -> Callable[[nn.Module], Hashable] | None:
 
     settle.token = token
     return settle
+
+
+def waiting_words() -> list[tuple[str, Any]]:
+    """(word, embedding) of the embeddings packed with the built-in extension's networks that are on which it did not register, as their word was taken."""
+    networks = getattr(sys.modules.get("networks"), "loaded_networks", ())
+    packed = (item for network in networks for item in getattr(network, "bundle_embeddings", {}).items())
+    return [(word, held) for word, held in packed if held.loaded is None]
 
 
 def moves_layers(model: Any) -> bool:

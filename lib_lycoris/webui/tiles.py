@@ -5,8 +5,10 @@ Source: pkuliyi2015/multidiffusion-upscaler-for-automatic1111, commit 22798f6, t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from lib_lycoris.patching.features import Row
 
@@ -53,16 +55,42 @@ class Tiles:
         return [Row(picture, box) for box in boxes for picture in pictures]
 
 
+def telling_rows(p: Any, latent: tuple[int, int], count: int) -> Callable[[Tensor], list[int] | None] | None:
+    """Tells which of a step's `count` rows a UNet call holds, for its first tensor, as `patching.rows.Telling`; None where the extension is off.
+
+    Where regions with prompts of their own are drawn, rows can't be told.
+    """
+    if _find_delegate(p) is None:
+        return None
+    tiles = Tiles(p, latent)
+    tiles.begin_step(range(count))
+
+    def tell(x: Tensor) -> list[int] | None:
+        if tuple(x.shape[-2:]) == latent:
+            return None
+        return [row.picture for row in tiles.rows(len(x), tuple(x.shape[-2:])) or ()]
+
+    return tell
+
+
 def read_batches(p: Any, latent: tuple[int, int]) -> list[Batch]:
     """The tiles of each UNet call as the extension planned them; none where it is off, or regions with prompts of their own are drawn."""
-    for script in getattr(getattr(p, "scripts", None), "alwayson_scripts", None) or ():
-        delegate = getattr(script, "delegate", None)
-        if script.title().lower() != TITLE or delegate is None:
-            continue
-        if getattr(delegate, "custom_bboxes", None):
-            return []
-        return [Batch(tuple(_box(tile, latent) for tile in tiles), (tiles[0].h, tiles[0].w)) for tiles in getattr(delegate, "batched_bboxes", ()) if tiles]
-    return []
+    delegate = _find_delegate(p)
+    if delegate is None or getattr(delegate, "custom_bboxes", None):
+        return []
+    return [Batch(tuple(_box(tile, latent) for tile in tiles), (tiles[0].h, tiles[0].w)) for tiles in getattr(delegate, "batched_bboxes", ()) if tiles]
+
+
+def region_tags(p: Any, kind: str) -> list[Any]:
+    """The tags of this kind in the prompts of all regions that are drawn, as the host parses them."""
+    regions = getattr(_find_delegate(p), "custom_bboxes", None) or ()
+    return [params for region in regions for params in (getattr(region, "extra_network_data", None) or {}).get(kind, ())]
+
+
+def _find_delegate(p: Any) -> Any:
+    """What the extension has planned for this picture, or None."""
+    found = (script for script in getattr(getattr(p, "scripts", None), "alwayson_scripts", None) or () if script.title().lower() == TITLE)
+    return next((script.delegate for script in found if getattr(script, "delegate", None) is not None), None)
 
 
 def _box(tile: Any, latent: tuple[int, int]) -> tuple[float, float, float, float]:

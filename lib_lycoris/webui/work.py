@@ -11,7 +11,8 @@ from . import host
 from .applier import Applier
 from .conds import Conds
 from .problems import tell
-from .tags import Batch, Passes, cut_negatives, read_passes
+from .tags import TAG, Batch, Passes, cut_negatives, read_passes
+from .tiles import region_tags
 
 
 class Work:
@@ -42,11 +43,18 @@ class Work:
             self._prompts = p.prompts
             self.passes = read_passes(p, params_list)
             cut_negatives(p)
+        elif any(params in params_list for params in region_tags(p, TAG)):
+            tell(p, ["lyco: tags in the prompts of Tiled Diffusion's regions were left out: put them into the picture's own prompt, they act on regions too"])
         if self.passes:
             self._stand_in(p)
         batch = self.passes.of(getattr(p, "is_hr_pass", False))
         tell(p, [*batch.problems, *self.applier.apply(batch, self)])
         return batch
+
+    @property
+    def asks(self) -> bool:
+        """Whether the picture in work asks for anything."""
+        return bool(self.passes) and self._owner() is not None
 
     def prepare(self, batch: Batch) -> bool:
         """Whether what this batch asks for is on the model that is loaded now; put on if it was not.

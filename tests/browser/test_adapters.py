@@ -45,9 +45,45 @@ def test_choose_the_sample_adapter_give_a_picture_see_its_map_and_generate(page,
     page.locator("#lycoris_generate").click()
     page.wait_for_function("document.querySelector('#lycoris_infotext textarea')?.value.includes('lyco-world-edges')")
     assert page.locator("#lycoris_generate_problem").inner_text().strip() == ""
-    assert len(list((studio.folder / "outputs" / "pictures").glob("*.png"))) == 1
+    made = list((studio.folder / "outputs" / "pictures").glob("*.png"))
+    assert len(made) == 1
     if os.environ.get("LYCO_SHOTS"):
         page.screenshot(path=os.path.join(os.environ["LYCO_SHOTS"], "generate.png"), full_page=True)
+    the_picture_brings_its_adapter_back(page, made[0])
+    a_wrong_value_is_told_where_it_was_typed(page)
+
+
+def the_picture_brings_its_adapter_back(page, made):
+    """On a fresh page the dropped PNG sets the unit up, with the picture that it looked at, and the same picture is made again."""
+    from PIL import Image
+
+    page.reload()
+    page.get_by_text("Checkpoint: ").wait_for()
+    page.locator("#lycoris_drop input[type=file]").set_input_files(str(made))
+    page.locator("#lyco_adapter_generate_1_picture img").wait_for()
+    page.locator("#lyco_adapter_generate_1_words").get_by_text("light adapter").wait_for()
+    assert page.locator("#lyco_adapter_generate_1_enabled input").is_checked()
+    assert page.locator("#lyco_adapter_generate_1_adapter input").input_value() == "lyco-world-edges"
+    assert page.locator("#lycoris_generate_problem").inner_text().strip() == ""
+    page.locator("#lycoris_generate").click()
+    page.wait_for_function("name => document.querySelector('#lycoris_files textarea, #lycoris_files input')?.value.endsWith('.png') && "
+                           "!document.querySelector('#lycoris_files textarea, #lycoris_files input').value.includes(name)", arg=made.name)
+    again = page.locator("#lycoris_files textarea, #lycoris_files input").first.input_value()
+    with Image.open(made) as first, Image.open(again) as second:
+        assert first.tobytes() == second.tobytes() and first.info["parameters"] == second.info["parameters"]
+
+
+def a_wrong_value_is_told_where_it_was_typed(page):
+    page.locator("#lycoris_generate_width input").first.fill("63")
+    page.locator("#lycoris_generate").click()
+    page.locator("#lycoris_generate_width").get_by_text("generate.width = 63").wait_for()
+    page.locator("#lycoris_generate_width input").first.fill("64")
+    page.locator("#lyco_adapter_generate_1_adapter").wait_for()
+    page.locator("#lyco_adapters_generate button", has_text="More of this adapter").first.click()
+    page.locator("#lyco_adapter_generate_1_level_weights textarea, #lyco_adapter_generate_1_level_weights input").first.fill("1, x")
+    page.locator("#lycoris_generate").click()
+    page.locator("#lyco_adapter_generate_1_problem").get_by_text("unit.level_weights").wait_for()
+    assert page.locator("#lycoris_generate_width").get_by_text("generate.width = 63").count() == 0
 
 
 def test_an_embedding_stands_on_the_library_tab_and_is_renamed_there(page, studio):

@@ -68,7 +68,7 @@ def test_a_preset_leaves_what_is_typed_while_it_is_on_its_way(page):
         page.wait_for_timeout(200)
         box(page, "training_steps").fill("77")
         assert waiting
-    holds(page, "training_learning_rate", "0.0015")
+    holds(page, "training_learning_rate", "0.001")
     assert box(page, "training_steps").input_value() == "77"
 
 

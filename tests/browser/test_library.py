@@ -101,14 +101,50 @@ def test_the_list_works_by_keyboard_and_a_damaged_file_says_why(page):
     choose(page, "damaged")
     assert "damaged" in page.locator("#lycoris_library_about").inner_text()
     page.locator("#lycoris_library_files input").first.focus()
-    page.keyboard.press("Tab")
-    page.keyboard.press("Space")
+    page.keyboard.press("ArrowDown")
     page.locator("#lycoris_library_about .lycoris-name", has_text="other").wait_for()
+    page.keyboard.press("ArrowDown")
+    page.locator("#lycoris_library_about .lycoris-name", has_text="tabby").wait_for()
+    assert page.locator("#lycoris_library_files input:checked").count() == 1
+    page.keyboard.press("Tab")  # out of the list
+    assert page.evaluate("document.activeElement.closest('#lycoris_library_files') === null && document.activeElement !== document.body")
     unlabelled = page.evaluate("""[...document.querySelectorAll('#lycoris_tab_library input, #lycoris_tab_library textarea, [role=tabpanel] button')]
         .filter(field => field.type !== 'hidden' && field.type !== 'file' && field.offsetParent !== null)
         .filter(field => !(field.labels?.length || field.getAttribute('aria-label') || field.getAttribute('aria-labelledby') || field.textContent.trim()))
         .map(field => field.outerHTML.slice(0, 160))""")
     assert unlabelled == []
+
+
+def test_many_files_of_any_name_are_turned_over_page_by_page_and_one_that_vanished_is_told(page, studio):
+    many = studio.folder / "networks" / "many"
+    many.mkdir()
+    put(many / "template.safetensors")
+    data = (many / "template.safetensors").read_bytes()
+    names = ["it's", NASTY.replace("/", "_"), "\u05d0\u05d1 😀", "z" * 200, *(f"n{number:03}" for number in range(220))]
+    for name in names:
+        (many / f"{name}.safetensors").write_bytes(data)
+    page.get_by_role("tab", name="Library").click()
+    press(page, "read")
+    page.get_by_text(re.compile(r"1 to 200 of 22\d")).wait_for()
+    assert page.locator("#lycoris_library_files label").count() == 200 and not page.locator("#lycoris_library_earlier").is_enabled()
+    press(page, "later")
+    page.get_by_text(re.compile(r"201 to 22\d of 22\d")).wait_for()
+    page.get_by_label("Search").fill("onerror many")  # another file has it in its title
+    page.wait_for_function("document.querySelectorAll('#lycoris_library_files label').length === 1")
+    page.locator("#lycoris_library_files input").first.check()
+    page.locator("#lycoris_library_about .lycoris-name", has_text="onerror").wait_for()
+    page.get_by_label("Search").fill("n007")
+    page.wait_for_function("document.querySelectorAll('#lycoris_library_files label').length === 1")
+    page.locator("#lycoris_library_about").get_by_text("Choose a file").wait_for()
+    (many / "n007.safetensors").unlink()
+    page.locator("#lycoris_library_files input").first.check()
+    page.locator("#lycoris_library_problem [role=alert]").get_by_text("n007").wait_for()
+    for path in many.iterdir():
+        path.unlink()
+    many.rmdir()
+    page.get_by_label("Search").fill("")
+    press(page, "read")
+    page.wait_for_function("document.querySelectorAll('#lycoris_library_files label').length < 10")
 
 
 def test_a_smaller_network_is_made_in_the_background_and_stands_in_the_list(page, studio):

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.browser
 
 FEW = "20000"
 """Steps that nobody waits for: the training is stopped."""
-CAPTIONS = ("a large red {} in the middle on a white background", "a large blue {} on a gray background", "a medium green {} on a black background")
+CAPTIONS = ("a large red {} in the middle on a white background", "a large blue {} in the middle on a gray background",
+            "a medium green {} in the middle on a black background")
+"""Colours and backgrounds in pairs that no picture of the hourglass has."""
 
 
 @dataclass(frozen=True)

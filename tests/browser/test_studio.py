@@ -104,7 +104,7 @@ def test_uploaded_pictures_are_trained_on_and_settings_travel(page, tmp_path):
     page.wait_for_function("document.querySelector('#lycoris_data_folders textarea').value.includes('browser-cats')")
     page.get_by_text("4 files were put into").wait_for()
 
-    unfold(page, "files")
+    unfold(page, "settings_files")
     settings = tmp_path / "kohya.json"
     settings.write_text('{"LoRA_type": "LyCORIS/LoHa", "network_dim": 7, "max_train_steps": 33, "color_aug": true}', encoding="utf-8")
     page.locator("#lycoris_import input[type=file]").set_input_files(settings)
@@ -120,6 +120,11 @@ def test_uploaded_pictures_are_trained_on_and_settings_travel(page, tmp_path):
     page.locator("#lycoris_start").click()
     page.locator("#lycoris_training_steps").get_by_text("training.steps").wait_for()
     assert "training.steps" in page.locator("#lycoris_train_problem").inner_text()
+    choose(page, "preset", "first try · embedded model")
+    holds(page, "training_steps", "300")
+    box(page, "training_steps").fill("9")
+    page.locator("#lycoris_start").click()
+    page.locator("#lycoris_training_warmup_steps").get_by_text("more than training.steps = 9").wait_for()  # in a part that was folded
 
 
 def test_a_failed_training_says_why_and_a_reload_finds_the_last_one_again(page, tmp_path):

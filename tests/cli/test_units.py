@@ -11,7 +11,7 @@ import pytest
 
 from lib_lycoris.cli import main
 from lib_lycoris.cli.adapters import Adapters
-from lib_lycoris.cli.units import add_units, asked_units, requested_units
+from lib_lycoris.cli.units import add_units, asked_units, make_preparation, requested_units
 from lib_lycoris.errors import ConfigError, UnknownNetworkError
 from lib_lycoris.library.adapters import write_adapter
 from lib_lycoris.networks.adapters.full import FullAdapter
@@ -81,6 +81,11 @@ def test_what_belongs_to_no_adapter_and_bad_values_are_refused(pictures, tmp_pat
         asked_units(parse("--adapter", "a", "--control", tmp_path / "text.png").units)
     with pytest.raises(ConfigError, match="weight"):
         asked_units(parse("--adapter", "a", "--adapter-weight", "9").units)
+
+
+def test_the_sample_adapter_comes_with_the_embedded_checkpoint_alone(tmp_path):
+    assert make_preparation([tmp_path]).shelf.names() == ["lyco-world-edges"]
+    assert make_preparation([tmp_path], checkpoint="other.safetensors").shelf.names() == []
 
 
 def test_requests_are_read_with_their_pictures(pictures):

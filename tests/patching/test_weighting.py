@@ -228,3 +228,20 @@ def test_a_network_that_depends_on_the_weight_is_made_for_the_weight_without_any
     for networks in ([(multiplier, strength(1.0)), (other, 0.5), (multiplier, 0.5)], [(other, 0.5), (multiplier, strength(1.5))]):
         session.apply(networks)
         assert close(tree.a(x), nn.functional.linear(x, expected, tree.a.bias))
+
+
+@pytest.mark.parametrize("telling", [lambda x: [2, 3, 2, 3], lambda x: (), None])
+def test_who_cuts_a_step_otherwise_tells_which_rows_a_call_holds(telling):
+    unet, dial = make_unet(), Dial()
+    with Session(unet) as session:
+        network = network_of(session.targets, "lora", 3)
+        session.apply([(network, Weighting(unet=dial))])
+        values = [1.0, -0.5, 0.0, 0.7]
+        dial.set(torch.tensor(values, dtype=torch.float64))
+        x = inputs(4)
+        session.begin_step(telling)
+        made = unet(*x)
+        problems = session.problems
+    wanted = [values[row] for row in telling(x)] if telling and telling(x) else [0.0] * 4 if telling else values
+    assert close(made, one_by_one(unet, [network], [wanted], x))
+    assert bool(problems) == (telling is not None and not telling(x))

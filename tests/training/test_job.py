@@ -374,6 +374,22 @@ def test_what_the_page_draws_goes_on_where_a_resumed_training_stood():
     assert [step for step, _ in job.wait(20).rates] == [4, 5]
 
 
+def test_steps_that_are_made_once_more_from_an_older_state_stand_once_in_the_curve():
+    stretches = iter([range(1, 9), range(5, 12)])
+
+    def run(config, leads):
+        for step in next(stretches):
+            leads.on_step(StepReport(step, 20, 1 / step, 1 / step, 1e-3, 1.0, 1.0, validation_loss=0.5))
+        return result_of(Path("nets/dog.safetensors"), step, True)
+
+    job = TrainJob(run)
+    job.start(CONFIG)
+    job.wait(20)
+    job.resume()
+    state = job.wait(20)
+    assert [[step for step, _ in points] for points in (state.losses, state.rates, state.validations)] == [list(range(1, 12))] * 3
+
+
 def test_the_state_says_each_layers_rank_while_a_method_takes_some_away():
     def run(config, leads):
         report = StepReport(1, 1, 0.5, 0.5, 1e-3, 1.0, 0.0, ranks=9, layer_ranks={"unet.a": 4, "unet.b": 5})

@@ -6,7 +6,7 @@ import pytest
 
 from lib_lycoris.errors import ConfigError, UnknownPresetError
 from lib_lycoris.networks.adapters.full import FullAdapter
-from lib_lycoris.training.config import KINDS, KINDS_WITHOUT_LAYERS, TrainConfig
+from lib_lycoris.training.config import KINDS, KINDS_WITHOUT_LAYERS, TrainConfig, settings
 from lib_lycoris.training.kinds import unknown_settings
 from lib_lycoris.training.own_presets import PresetShelf
 from lib_lycoris.training.presets import PRESETS, SD1, SDXL, nested
@@ -131,6 +131,9 @@ def test_what_a_kind_does_not_know_is_known_by_another():
     assert "network.conv_rank" in set(unknown["lora"]) - set(unknown["locon"])
     assert "network.rank" in unknown["norm"] and "network.rank" not in unknown["lora"]
     assert set.intersection(*map(set, unknown.values())) == set()
+    parts = {section: {setting.key for setting in settings() if setting.section == section} for section in ("adapter", "embedding")}
+    assert parts["adapter"] <= set(unknown["locon"]) & set(unknown["embedding"]) and not parts["adapter"] & set(unknown["adapter"])
+    assert parts["embedding"] <= set(unknown["adapter"]) and not parts["embedding"] & (set(unknown["locon"]) | set(unknown["embedding"]))
 
 
 @pytest.mark.parametrize(("kind", "given", "rate"), [("lora", None, 1e-4), ("adapter", None, 1e-5), ("adapter", 1e-4, 1e-4), ("lora", 1e-5, 1e-5)])

@@ -141,7 +141,8 @@ def test_a_numbers_range_is_told_in_short_words(more, words):
 
 
 def test_the_studios_page_is_built_with_both_tabs_and_no_element_twice():
-    blocks = make_page(Desk().page(), a_generate_page(), lambda: "world", dict)
+    whole = {"config": dict, "presets": list, "export": dict, "sample": dict, "pictures": dict, "upload": dict}
+    blocks = make_page(Desk().page(**whole), a_generate_page(), lambda: "world", dict)
     ids = [block.elem_id for block in blocks.blocks.values() if getattr(block, "elem_id", None)]
     assert len(set(ids)) == len(ids)
     assert {"lycoris_tab_generate", "lycoris_tab_train", "lycoris_start", "lycoris_generate_prompt", "lycoris_data_folders"} <= set(ids)
@@ -231,10 +232,18 @@ def test_an_error_stands_at_the_field_that_caused_it_until_it_is_mended():
     start = next(handler for handler in handlers(blocks) if handler.__name__ == "start_training")
     place = list(form.fields()).index("data.folders")
     _, key, *updates = start("", *values_of(form))
+    assert len(updates) == len(form.components()) + len(form.parts())
     assert key == "data.folders" and "name a folder" in updates[place]["info"]
     assert all(update == gr.update() for number, update in enumerate(updates) if number != place)
     _, key, *updates = start(key, *values_of(form))
     assert key == "" and updates[place]["info"] == form.fields()["data.folders"].info
+
+
+def test_a_field_with_an_error_in_a_folded_part_is_unfolded():
+    form = train_form(Desk().page())[1]
+    opened = [part.label for part, update in zip(form.parts(), form.unfolded("training.warmup_steps"), strict=True) if update == gr.update(open=True)]
+    assert opened == [REST["training"]]
+    assert all(update == gr.update() for key in ("", "training.steps") for update in form.unfolded(key))
 
 
 def test_an_explanation_is_shown_as_it_stands_whatever_gradio_makes_of_markdown():
@@ -327,6 +336,15 @@ def test_previews_stand_beside_the_picture_from_before_and_are_sent_once():
     html = shown[2]
     assert html.count("<img") == 6 and "before" in html and "step 90" in html and "step 10<" not in html and "<b>" not in html
     assert look(shown[-1].replace("1|", "0|", 1))[2] == gr.update()
+
+
+@pytest.mark.parametrize(("kind", "tag", "shown", "words"), [
+    ("locon", "<lyco:dog:1>", "<lyco:dog:1>", "words of your captions"), ("embedding", "dog", "dog", "this word"), ("adapter", None, "dog", "control picture"),
+])
+def test_it_is_told_how_that_what_was_trained_is_used(kind, tag, shown, words):
+    use = make_train_look(Desk(JobState(version=1, phase="done", kind=kind, path="/nets/dog.safetensors", tag=tag)).page())("")[5]
+    assert (use["value"], use["visible"]) == (shown, True) and words in use["label"]
+    assert not make_train_look(Desk(JobState(version=1, phase="running", kind=kind)).page())("")[5]["visible"]
 
 
 def test_an_adapters_previews_stand_beside_the_control_picture_that_they_follow():

@@ -122,4 +122,5 @@ def test_the_routes_do_it(app, tmp_path):
     assert ask("GET", "/presets")[1]["presets"][-1]["name"] == "mine"
     assert ask("DELETE", "/presets/mine")[0] == 200 and ask("DELETE", "/presets/mine")[0] == 404
     assert ask("POST", "/train/thumbnail", path="/etc/passwd")[0] == 400 and ask("POST", "/presets", name="mine")[0] == 400
+    assert ask("POST", "/train/sample", kind="embedding")[1]["folder"].endswith("embedding") and ask("POST", "/train/sample", kind="x")[0] == 400
     assert ask("POST", "/train/sample")[1]["folder"].startswith(str(tmp_path)) and ask("GET", "/train/config")[1] == {"config": None}

@@ -31,12 +31,12 @@ def write_networks(webui) -> None:
     write_adapters(webui.networks.parent / "T2I-Adapter", webui.shapes)
 
 
-def start_real(folder: Path, port_offset: int = 0, flags: tuple[str, ...] = ()):
-    """A real WebUI with the networks, ended after the test; $LYCO_TEST_PORT is its port (7870), $LYCO_TEST_LOG a file for its output."""
+def start_real(folder: Path, port_offset: int = 0, flags: tuple[str, ...] = (), **more):
+    """A real WebUI with the networks, ended after the test; $LYCO_TEST_PORT is its port (7870), $LYCO_TEST_LOG a file for its output; more: of RealWebUI."""
     found = find_webui()
     if found is None:
         pytest.skip(UNSET)
-    webui = RealWebUI(*found, folder, int(os.environ.get("LYCO_TEST_PORT", "7870")) + port_offset, flags)
+    webui = RealWebUI(*found, folder, int(os.environ.get("LYCO_TEST_PORT", "7870")) + port_offset, flags, **more)
     try:
         write_networks(webui)
         yield webui

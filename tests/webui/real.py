@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,23 @@ OPTIONS = {"live_previews_enable": False, "save_images_add_number": False, "samp
 
 
 class RealWebUI:
-    """Starts the WebUI of $WEBUI_DIR on CPU with this checkout as an extension, and makes pictures with it."""
+    """Starts the WebUI of $WEBUI_DIR on CPU with this checkout as an extension, and makes pictures with it.
+
+    Args:
+        webui: its folder.
+        python: what it runs with.
+        data: its --data-dir; nothing is written elsewhere.
+        port: on which it listens.
+        flags: more of its command line.
+        beside: folders of other extensions that run beside.
+        packages: folders of packages that those need and the host lacks, as PYTHONPATH has them.
+        ours: the name that this checkout has among the extensions: the host calls them in the order of their names. "": it is not there.
+    """
 
     kind = "real"
 
-    def __init__(self, webui: Path, python: Path, data: Path, port: int, flags: tuple[str, ...] = ()):
+    def __init__(self, webui: Path, python: Path, data: Path, port: int, flags: tuple[str, ...] = (), beside: Sequence[Path] = (), packages: str = "",
+                 ours: str = "lyco-studio"):
         self.data, self._url = data, f"http://127.0.0.1:{port}"
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._lines: list[str] = []
@@ -49,13 +61,17 @@ class RealWebUI:
         self.host_embeddings.mkdir()
         extensions = data / "extensions"
         extensions.mkdir()
-        (extensions / "lyco-studio").symlink_to(ROOT, target_is_directory=True)
+        if ours:
+            (extensions / ours).symlink_to(ROOT, target_is_directory=True)
         (extensions / "lyco-probe").symlink_to(Path(__file__).parent / "probe_extension", target_is_directory=True)
+        for extension in beside:
+            (extensions / extension.name).symlink_to(extension, target_is_directory=True)
         (data / "config.json").write_text(json.dumps(OPTIONS | {"sd_model_checkpoint": self.base}))
         precision = () if "--precision" in flags else WHOLE_PRECISION
         command = [str(python), "launch.py", *FLAGS, *precision, "--port", str(port), "--data-dir", str(data), "--api-auth", f"{USER}:{PASSWORD}",
                    "--ckpt", str(data / "models" / "Stable-diffusion" / self.base), *flags]
-        self._process = subprocess.Popen(command, cwd=webui, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        environment = _environment() | ({"PYTHONPATH": packages} if packages else {})
+        self._process = subprocess.Popen(command, cwd=webui, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                          errors="replace")
         self._reader = threading.Thread(target=self._read_output, daemon=True)
         self._reader.start()

@@ -7,6 +7,7 @@ import io
 import itertools
 import urllib.error
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,6 +154,20 @@ def test_a_refiner_gets_the_features_too(webui, refiner):
     assert webui.model()["hooks"] == {}
 
 
+def test_an_adapter_ends_where_sdxls_refiner_takes_over_and_says_so(stand_in_webui, monkeypatch):
+    from lib_lycoris.webui import host
+
+    prompt, name = next(fresh), stand_in_webui.own_config
+    settings = {"refiner_checkpoint": name, "refiner_switch_at": 0.5}
+    plain, early = stand_in_webui.picture(prompt, **settings), clean(controlled(stand_in_webui, prompt, a_unit(end=0.5), **settings))
+    monkeypatch.setattr(host, "is_refiner", lambda model: model.sd_checkpoint_info.name == name)
+    for unit in (a_unit(), a_unit(strict=True)):
+        guided = controlled(stand_in_webui, prompt, unit, **settings)
+        assert "until SDXL's refiner took over" in guided.problems
+        assert guided.pictures == early.pictures != plain.pictures
+    assert stand_in_webui.model()["hooks"] == {}
+
+
 @pytest.mark.parametrize("what", ["exception", "interrupt", "interrupt in a layer"])
 def test_nothing_stays_on_where_a_picture_breaks_off(webui, what):
     prompt = next(fresh)
@@ -245,6 +260,27 @@ def test_only_masked_is_controlled_by_the_same_part_of_the_map(real_webui):
     assert np.abs(made[::2, ::2].astype(int) - cut).mean() < 8
 
 
+def test_send_to_img2img_hands_over_every_control_but_files(stand_in_webui):
+    from lib_lycoris.prompt.unit_values import FIELDS
+    from lib_lycoris.webui.adapter_script import make_script
+
+    def draw(tab, size):
+        units = [{name: f"{tab} {number} {name}" for name in FIELDS} for number in (1, 2, 3)]
+        return SimpleNamespace(units=units, rest=[{"colours": object(), "told": object()}] * 3, controls=[], fuser=f"{tab} fuser")
+
+    def sent(tab):  # as the host looks for them
+        script = make_script(None, draw, dict)()
+        script.ui(tab == "img2img")
+        return [component for component, name in script.infotext_fields if name in script.paste_field_names]
+
+    assert sent("txt2img") == [f"txt2img {number} {name}" for number in (1, 2, 3) for name in FIELDS if name != "pictures"] + ["txt2img fuser"]
+    source, target = make_script(None, draw, dict)(), make_script(None, draw, dict)()
+    source.ui(False)
+    target.ui(True)
+    found = [component for component, name in target.infotext_fields if name in source.paste_field_names]
+    assert found == [each.replace("txt2img", "img2img") for each in sent("txt2img")]
+
+
 @pytest.mark.webui
 def test_a_pasted_infotext_gives_the_same_picture(real_webui):
     prompt = next(fresh)
@@ -265,7 +301,7 @@ def test_sizes_that_are_multiples_of_8_alone(real_webui, size):
 @pytest.mark.webui
 def test_the_routes_list_adapters_and_make_maps(real_webui):
     listed = {row["name"]: row for row in real_webui.ask("/lycoris/v1/adapters")["adapters"]}
-    assert {name for name, row in listed.items() if row["fits"]} == {"canny one", "more/second"}
+    assert {name for name, row in listed.items() if row["fits"]} - {"lyco-world-edges"} == {"canny one", "more/second"}
     assert listed["canny one"]["recommended"] == "canny" and "cut off" in listed["broken"]["problem"]
     made = real_webui.ask("/lycoris/v1/preprocess", {"picture": a_map(), "preprocessor": "invert", "width": 48, "height": 40})
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(made["map"]))))
@@ -307,6 +343,30 @@ def test_the_hires_pass_makes_its_map_anew_from_the_picture_as_much_finer_as_it_
     made.clear()
     clean(controlled(stand_in_webui, next(fresh), a_unit(picture=a_map(height=50, width=50), preprocessor="softedge", processor_resolution=48), **settings))
     assert [resolution for resolution, _, _ in made] == [48, min(50, finer)]
+
+
+def test_nothing_stays_on_where_another_keeps_our_stand_in_for_sample_of_an_earlier_run(stand_in_webui, monkeypatch):
+    """As ControlNet does it, which comes after us, where a script makes several runs with one picture in work."""
+    from modules import processing, scripts
+
+    class Keeping(scripts.Script):
+        def process(self, p, *args):
+            if not hasattr(p, "sample_of_before"):
+                p.sample_of_before = p.sample
+            p.sample = lambda *values: p.sample_of_before(*values)
+
+    prompt, run, script = next(fresh), processing.process_images, Keeping()
+    base, wanted = stand_in_webui.picture(prompt), controlled(stand_in_webui, prompt, a_unit())
+    stand_in_webui._scripts.append(script)
+    monkeypatch.setattr(processing, "process_images", lambda p: (run(p), run(p), run(p))[-1])
+    try:
+        made = clean(controlled(stand_in_webui, prompt, a_unit()))
+        assert "needs a picture" in controlled(stand_in_webui, prompt, a_unit(picture=None)).problems
+    finally:
+        stand_in_webui._scripts.remove(script)
+    assert made.pictures == wanted.pictures and stand_in_webui.model()["hooks"] == {}
+    monkeypatch.undo()
+    assert stand_in_webui.picture(prompt).pictures == base.pictures
 
 
 def test_a_style_adapter_needs_clips_encoder_and_acts_with_it(stand_in_webui, monkeypatch):

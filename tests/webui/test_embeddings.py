@@ -202,6 +202,49 @@ def test_the_built_in_lora_extension_reads_what_is_packed_here_and_both_stay_apa
 
 
 @pytest.mark.webui
+def test_a_batch_with_the_built_ins_tag_alone_has_its_word_after_a_batch_with_ours(real_webui):
+    path = real_webui.data / "models" / "Lora" / "packed.safetensors"
+    write_tensors(path, {**silent_network(real_webui), **pack_embeddings({"zorbix": {"clip_l": vectors(real_webui)}})})
+    try:
+        for prompts in ([" <lyco:packed:1>", " <lora:packed:1>"], [" <lora:packed:1>", " <lyco:packed:1>"], [" <lyco:packed:1>", "", " <lora:packed:1>", ""]):
+            real_webui.ask("/sdapi/v1/refresh-loras", {})  # reads it anew: only what it has just read it looks at
+            real_webui.plan_prompts([PROMPT + each for each in prompts])
+            made = real_webui.picture(PROMPT, n_iter=len(prompts)).pictures[-len(prompts):]
+            for number, tag in enumerate(prompts):
+                assert made[number] == real_webui.picture(PROMPT + (tag and " <lyco:packed:1>"), seed=1 + number).pictures[0], (prompts, number)
+    finally:
+        path.unlink()
+
+
+def test_a_word_that_the_built_in_left_to_us_is_its_own_when_ours_is_gone(stand_in_webui, monkeypatch):
+    import sys
+    from types import SimpleNamespace
+
+    from modules import sd_hijack
+
+    from lib_lycoris.webui import host
+    from lib_lycoris.webui.embeddings import Embeddings
+
+    stand_in_webui.picture("a")
+    db, model, words = sd_hijack.model_hijack.embedding_db, host.loaded_model(), Embeddings()
+    fits, wide = (SimpleNamespace(name=name, shape=shape, loaded=None, vec=torch.zeros(1, shape)) for name, shape in (("zorbixa", db.expected_shape),
+                                                                                                                      ("zorbixb", db.expected_shape + 1)))
+    network = SimpleNamespace(bundle_embeddings={"zorbixa": fits, "zorbixb": wide}, name="packed")
+    monkeypatch.setattr(sys.modules["networks"], "loaded_networks", [network])
+    try:
+        words.give_back()
+        assert db.word_embeddings["zorbixa"] is fits and fits.loaded is True
+        assert db.skipped_embeddings["zorbixb"] is wide and wide.loaded is False
+        ours = SimpleNamespace(name="zorbixa", shape=db.expected_shape, loaded=None, vec=torch.zeros(1, db.expected_shape))
+        network.bundle_embeddings = {"zorbixa": ours}
+        words.give_back()
+        assert db.word_embeddings["zorbixa"] is fits and ours.loaded is None
+    finally:
+        db.register_embedding_by_name(None, model, "zorbixa")
+        del db.skipped_embeddings["zorbixb"]
+
+
+@pytest.mark.webui
 def test_ours_stand_on_the_hosts_cards_and_hashes_are_the_hosts(real_webui):
     write_embedding(real_webui.embeddings / "zorbix.safetensors", {"clip_l": vectors(real_webui)})
     try:

@@ -35,6 +35,30 @@ def test_the_tag_is_registered_by_its_own_name_before_the_built_ins_alias(webui)
 
 
 @pytest.mark.webui
+def test_switched_off_among_the_extensions_it_is_gone_without_a_trace_and_comes_back(real_webui):
+    prompt = "switched off <lyco:A:1>"
+    base, changed, model = real_webui.picture("switched off"), real_webui.picture(prompt), real_webui.model()
+    real_webui.set_options(disabled_extensions=["lyco-studio"])
+    try:
+        real_webui.reload_ui()
+        without = real_webui.model()
+        assert "lyco" not in without["networks"] and {key: without[key] for key in ("bits", "hooks")} == {key: model[key] for key in ("bits", "hooks")}
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            real_webui.ask("/lycoris/v1/networks")
+        with refused.value as error:
+            assert error.code == 404
+        config = real_webui.ask("/config")
+        ids = {str(each["props"].get("elem_id")) for each in config["components"]}
+        assert not [each for each in ids if "lyco" in each and "setting" not in each]  # the host keeps settings until its process ends
+        assert real_webui.picture("switched off").pictures == base.pictures
+    finally:
+        real_webui.set_options(disabled_extensions=[])
+        real_webui.reload_ui()
+    assert real_webui.picture(prompt).pictures == changed.pictures and real_webui.picture("switched off").pictures == base.pictures
+    assert real_webui.model()["networks"] == model["networks"]
+
+
+@pytest.mark.webui
 def test_the_networks_are_listed_for_those_who_have_the_credentials(real_webui):
     listed = {each["name"]: each for each in real_webui.ask("/lycoris/v1/networks")["networks"]}
     assert listed["A"]["tag"] == "<lyco:A:1>"

@@ -310,7 +310,7 @@ def architectures(real_webui):
     models = real_webui.data / "models" / "Stable-diffusion"
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     offline = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([str(python), script, str(models)], cwd=host, env=environment | offline, check=True, capture_output=True, timeout=600)
+    subprocess.run([str(python), script, str(models), "sd2", "sdxl"], cwd=host, env=environment | offline, check=True, capture_output=True, timeout=600)
     real_webui.ask("/sdapi/v1/refresh-checkpoints", {})
     yield real_webui
     real_webui.picture(PROMPT, checkpoint="base.safetensors", steps=1)

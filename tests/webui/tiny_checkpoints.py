@@ -44,30 +44,51 @@ def configs(base: dict) -> dict[str, dict]:
              "params": {**ENCODER["params"], "always_return_pooled": True, "legacy": False}}, *sizes]}},
         "first_stage_config": {"target": "sgm.models.autoencoder.AutoencoderKLInferenceWrapper", "params": {
             **autoencoder["params"], "ddconfig": {**autoencoder["params"]["ddconfig"], "attn_type": "vanilla"}}}}}}
-    return {"sd2": sd2, "sdxl": sdxl}
+    return {"sd2": sd2, "sdxl": sdxl, **wide_configs(base, sdxl)}
 
 
-def main(folder: Path) -> None:
-    """Writes sd2 and sdxl beside base.yaml."""
+def wide_configs(base: dict, sdxl: dict) -> dict[str, dict]:
+    """SD 1 and SDXL with blocks of 320 channels, at which alone FreeU acts; and SDXL's refiner: as deep as SD 1, with the larger text encoder alone. Their
+    autoencoder is a smaller one: nearly all of a large picture's time would be its."""
+    sd1, wide, refiner = copy.deepcopy(base), copy.deepcopy(sdxl), copy.deepcopy(sdxl)
+    for config in (sd1, wide, refiner):
+        config["model"]["params"]["first_stage_config"]["params"]["ddconfig"] |= {"ch": 32, "num_res_blocks": 1}
+    sd1["model"]["params"]["unet_config"]["params"] |= {"model_channels": 32, "channel_mult": [1, 2, 10, 10]}
+    wide["model"]["params"]["network_config"]["params"] |= {"channel_mult": [1, 2, 10], "transformer_depth": [0, 1, 2]}
+    params = refiner["model"]["params"]
+    params["network_config"]["params"] |= {
+        "channel_mult": [1, 2, 4, 4], "transformer_depth": 1, "context_dim": 256, "adm_in_channels": 256 + 5 * 16}
+    encoders = params["conditioner_config"]["params"]["emb_models"]
+    score = {"is_trainable": False, "input_key": "aesthetic_score", "target": "sgm.modules.encoders.modules.ConcatTimestepEmbedderND", "params": {"outdim": 16}}
+    params["conditioner_config"]["params"]["emb_models"] = [encoders[1], *encoders[2:4], score]
+    return {"sd1-wide": sd1, "sdxl-wide": wide, "sdxl-refiner": refiner}
+
+
+def main(folder: Path, names: list[str]) -> None:
+    """Writes these checkpoints beside base.yaml; the autoencoder, and CLIP where they have it, are those of base.safetensors."""
     for name in ("stable-diffusion-stability-ai", "generative-models"):
         sys.path.insert(0, str(Path("repositories") / name))
     import torch
     import transformers
     from ldm.util import instantiate_from_config
     from omegaconf import OmegaConf
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
 
+    known = load_file(str(folder / "base.safetensors"))
+    known |= {name.replace("cond_stage_model.", "conditioner.embedders.0.", 1): value for name, value in known.items() if name.startswith("cond_stage_model.")}
     transformers.CLIPTextModel.from_pretrained = lambda path: transformers.CLIPTextModel(transformers.CLIPTextConfig.from_pretrained(path))
-    for name, config in configs(OmegaConf.to_container(OmegaConf.load(folder / "base.yaml"))).items():
+    found = configs(OmegaConf.to_container(OmegaConf.load(folder / "base.yaml")))
+    for name, config in ((name, found[name]) for name in names):
         torch.manual_seed(0)
         model = instantiate_from_config(OmegaConf.create(config).model)
         tensors = {key: value.clone().contiguous() for key, value in model.state_dict().items() if not key.startswith("denoiser.")}
         for value in tensors.values():
             if value.is_floating_point() and value.ndim > 1 and not value.any():  # the last layers, through which no gradient would pass
-                value.normal_(std=0.02)
+                value.normal_(std=value[0].numel() ** -0.5)
+        tensors |= {key: known[key] for key in tensors if key in known and known[key].shape == tensors[key].shape and "diffusion_model" not in key}
         save_file(tensors, str(folder / f"{name}.safetensors"))
         (folder / f"{name}.yaml").write_text(json.dumps(config))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,5 +1,6 @@
 """Shows the tests what the WebUI's HTTP API does not: comments, hooks, the parameters' bits; and breaks a picture on purpose. Never install it."""
 
+import base64
 import hashlib
 import sys
 
@@ -15,6 +16,7 @@ plan = {}
 planned = {}
 turned = {}
 kept = {}
+watched = {"pairs": [], "seen": [], "handles": []}
 
 
 class Probe(scripts.Script):
@@ -27,6 +29,8 @@ class Probe(scripts.Script):
     def process(self, p, *args):
         if planned.get("when") != "batch":
             self.write_prompts(p, "all_")
+        stop_watching()
+        begin_watching()
 
     def before_process_batch(self, p, *args, **kwargs):
         if planned.get("when") == "batch":
@@ -42,6 +46,7 @@ class Probe(scripts.Script):
     def postprocess(self, p, processed, *args):
         told[:] = p.comments
         turned.clear()
+        stop_watching()
 
 
 def trees():
@@ -143,6 +148,28 @@ def compare(texts, size):
     return {"found": found, "base model": ours.base_model, "prediction": ours.prediction}
 
 
+def begin_watching():
+    """Has what is added between a block and the next one kept, call by call; our hooks come later, so that they run behind this one."""
+    found = dict(modules()) if watched["pairs"] else {}
+    for number, (block, following) in enumerate(watched["pairs"]):
+        pending = []
+        watched["handles"] += [
+            found[f"unet.{block}"].register_forward_hook(lambda module, args, output, pending=pending: pending.append(output.detach().clone())),
+            found[f"unet.{following}"].register_forward_pre_hook(lambda module, args, pending=pending, number=number: watched["seen"].append(
+                (number, args[0][:, : pending[-1].shape[1]].detach().float() - pending.pop().float()))),
+        ]
+
+
+def stop_watching():
+    for handle in watched["handles"]:
+        handle.remove()
+    watched["handles"] = []
+
+
+def as_text(tensor):
+    return {"shape": list(tensor.shape), "bytes": base64.b64encode(tensor.cpu().contiguous().numpy().tobytes()).decode()}
+
+
 def set_break(wanted):
     """Plans a break in a picture's step; in a training it is the next forward of the layer."""
     plan.clear()
@@ -187,6 +214,12 @@ def routes(demo, app):
     def set_prompts(wanted: dict = Body()):  # noqa: B008
         planned.clear()
         planned.update(wanted)
+
+    @app.post("/probe/v1/watch")
+    def watch(wanted: dict = Body()):  # noqa: B008
+        watched["pairs"] = wanted["pairs"]
+        seen, watched["seen"] = watched["seen"], []
+        return [{"place": number, **as_text(added)} for number, added in seen]
 
     @app.post("/probe/v1/turn")
     def set_turns(wanted: dict = Body()):  # noqa: B008
