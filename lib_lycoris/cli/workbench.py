@@ -56,6 +56,7 @@ class Workbench:
         self._networks: Any = None
         self._error: LycoError | None = None
         self._stop_generating = threading.Event()
+        self._naming, self._named = threading.Lock(), 0  # the moment of the last pictures' names, in milliseconds: each request's are its own
         self._catalogue = self._make_catalogue()
         self._shelf = self._make_shelf()
         self._embeddings = self._make_embeddings()
@@ -232,10 +233,13 @@ class Workbench:
     def _write(self, pictures: list[Any]) -> list[dict[str, Any]]:
         from ..studio.picture import Picture, write_png
 
-        stamp = time.strftime("%Y%m%d-%H%M%S")
+        with self._naming:
+            self._named = max(time.time_ns() // 1_000_000, self._named + 1)
+            seconds, thousandths = divmod(self._named, 1000)
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(seconds))}-{thousandths:03}"
         written = []
         for place, picture in enumerate(pictures):
-            path = self.outputs / "pictures" / f"{stamp}-{threading.get_ident() % 1000:03}-{place}-{picture.seed}.png"
+            path = self.outputs / "pictures" / f"{stamp}-{place}-{picture.seed}.png"
             write_png(path, picture)
             # in a folder of their own: they are no pictures that could be made again
             maps = [self.outputs / "control-maps" / f"{path.stem}-{number}.png" for number in range(1, len(picture.maps) + 1)]

@@ -60,6 +60,19 @@ def box(page, name):
     return page.locator(f"#lycoris_{name} textarea, #lycoris_{name} input").first
 
 
+def write(field, value):
+    """Types into a field until it holds that.
+
+    gradio 6 gives the fields of a part that was unfolded a moment ago their values once more; hands are slower than that.
+    """
+    for _ in range(50):
+        field.fill(value)
+        field.page.wait_for_timeout(100)
+        if field.input_value() == value:
+            return
+    raise AssertionError(f"the field does not keep {value!r}: it holds {field.input_value()!r}")
+
+
 def holds(page, name, value):
     """Waits until a setting's field holds that text."""
     page.wait_for_function("([name, value]) => document.querySelector(`#lycoris_${name} textarea, #lycoris_${name} input`)?.value === value",

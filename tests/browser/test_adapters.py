@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lib_lycoris.files.embeddings import write_embedding
+from tests.browser.studio import write
 
 pytestmark = pytest.mark.browser
 
@@ -40,8 +41,8 @@ def test_choose_the_sample_adapter_give_a_picture_see_its_map_and_generate(page,
     page.locator("#lyco_adapter_generate_1_picture img").wait_for()
     page.locator("#lyco_adapter_generate_1_preview").click()
     page.locator("#lyco_adapter_generate_1_map img").wait_for()
-    page.locator("#lycoris_generate_prompt textarea").fill("a red circle")
-    page.locator("#lycoris_generate_steps input").first.fill("4")
+    write(page.locator("#lycoris_generate_prompt textarea"), "a red circle")
+    write(page.locator("#lycoris_generate_steps input").first, "4")
     page.locator("#lycoris_generate").click()
     page.wait_for_function("document.querySelector('#lycoris_infotext textarea')?.value.includes('lyco-world-edges')")
     assert page.locator("#lycoris_generate_problem").inner_text().strip() == ""
@@ -74,13 +75,13 @@ def the_picture_brings_its_adapter_back(page, made):
 
 
 def a_wrong_value_is_told_where_it_was_typed(page):
-    page.locator("#lycoris_generate_width input").first.fill("63")
+    write(page.locator("#lycoris_generate_width input").first, "63")
     page.locator("#lycoris_generate").click()
     page.locator("#lycoris_generate_width").get_by_text("generate.width = 63").wait_for()
-    page.locator("#lycoris_generate_width input").first.fill("64")
+    write(page.locator("#lycoris_generate_width input").first, "64")
     page.locator("#lyco_adapter_generate_1_adapter").wait_for()
     page.locator("#lyco_adapters_generate button", has_text="More of this adapter").first.click()
-    page.locator("#lyco_adapter_generate_1_level_weights textarea, #lyco_adapter_generate_1_level_weights input").first.fill("1, x")
+    write(page.locator("#lyco_adapter_generate_1_level_weights textarea, #lyco_adapter_generate_1_level_weights input").first, "1, x")
     page.locator("#lycoris_generate").click()
     page.locator("#lyco_adapter_generate_1_problem").get_by_text("unit.level_weights").wait_for()
     assert page.locator("#lycoris_generate_width").get_by_text("generate.width = 63").count() == 0
@@ -95,7 +96,7 @@ def test_an_embedding_stands_on_the_library_tab_and_is_renamed_there(page, studi
     if os.environ.get("LYCO_SHOTS"):
         page.screenshot(path=os.path.join(os.environ["LYCO_SHOTS"], "library.png"), full_page=True)
     page.locator("#lycoris_library_rename > button").click()
-    page.get_by_label("New name").fill("bird")
+    write(page.get_by_label("New name"), "bird")
     page.locator("#lycoris_library_do_rename").click()
     page.locator("#lycoris_library_said").get_by_text("It is called bird now.").wait_for()
     assert (studio.folder / "embeddings" / "bird.safetensors").is_file()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lib_lycoris.files.safetensors import write_tensors
+from tests.browser.studio import write
 
 pytestmark = pytest.mark.browser
 
@@ -64,7 +65,7 @@ def test_find_look_measure_rename_delete_and_restore(page, studio):
     nets = studio.folder / "networks"
     page.get_by_role("tab", name="Library").click()
     page.locator("#lycoris_library_files label").nth(2).wait_for()
-    page.get_by_label("Search").fill("zorb")
+    write(page.get_by_label("Search"), "zorb")
     page.wait_for_function("document.querySelectorAll('#lycoris_library_files label').length === 1")
     choose(page, "tabby")
     about = page.locator("#lycoris_library_about")
@@ -74,10 +75,10 @@ def test_find_look_measure_rename_delete_and_restore(page, studio):
     page.locator("#lycoris_library_figures svg polyline").wait_for()
     assert "IN04" in page.locator("#lycoris_library_figures").inner_text()
     unfold(page, "rename")
-    page.get_by_label("New name").fill("../outside")
+    write(page.get_by_label("New name"), "../outside")
     press(page, "do_rename")
     page.locator("#lycoris_library_problem [role=alert]").get_by_text("choose another").wait_for()
-    page.get_by_label("New name").fill("tabby two")
+    write(page.get_by_label("New name"), "tabby two")
     press(page, "do_rename")
     told(page, "It is called tabby two now.")
     assert (nets / "tabby two.safetensors").exists()
@@ -129,11 +130,11 @@ def test_many_files_of_any_name_are_turned_over_page_by_page_and_one_that_vanish
     assert page.locator("#lycoris_library_files label").count() == 200 and not page.locator("#lycoris_library_earlier").is_enabled()
     press(page, "later")
     page.get_by_text(re.compile(r"201 to 22\d of 22\d")).wait_for()
-    page.get_by_label("Search").fill("onerror many")  # another file has it in its title
+    write(page.get_by_label("Search"), "onerror many")  # another file has it in its title
     page.wait_for_function("document.querySelectorAll('#lycoris_library_files label').length === 1")
     page.locator("#lycoris_library_files input").first.check()
     page.locator("#lycoris_library_about .lycoris-name", has_text="onerror").wait_for()
-    page.get_by_label("Search").fill("n007")
+    write(page.get_by_label("Search"), "n007")
     page.wait_for_function("document.querySelectorAll('#lycoris_library_files label').length === 1")
     page.locator("#lycoris_library_about").get_by_text("Choose a file").wait_for()
     (many / "n007.safetensors").unlink()
@@ -142,7 +143,7 @@ def test_many_files_of_any_name_are_turned_over_page_by_page_and_one_that_vanish
     for path in many.iterdir():
         path.unlink()
     many.rmdir()
-    page.get_by_label("Search").fill("")
+    write(page.get_by_label("Search"), "")
     press(page, "read")
     page.wait_for_function("document.querySelectorAll('#lycoris_library_files label').length < 10")
 
@@ -152,7 +153,7 @@ def test_a_smaller_network_is_made_in_the_background_and_stands_in_the_list(page
     page.locator("#lycoris_library_files label").nth(2).wait_for()
     choose(page, "other")
     unfold(page, "resize")
-    page.locator("#lycoris_resize_rank textarea, #lycoris_resize_rank input").first.fill("1")
+    write(page.locator("#lycoris_resize_rank textarea, #lycoris_resize_rank input").first, "1")
     press(page, "do_resize")
     page.locator("#lycoris_library_work").get_by_text("Resizing other to 1: done").wait_for()
     press(page, "read")
@@ -171,7 +172,7 @@ def test_a_name_is_completed_by_keyboard_and_a_dropped_picture_brings_its_settin
     page.locator("#lycoris_complete [role=option]").get_by_text("zorbix").wait_for()
     page.keyboard.press("Tab")
     assert prompt.input_value() == "a shape <lyco:tabby:1>, zorbix"
-    page.locator("#lycoris_generate_steps input").fill("2")
+    write(page.locator("#lycoris_generate_steps input"), "2")
     page.locator("#lycoris_generate").click()
     page.locator("#lycoris_pictures img").first.wait_for()
     page.wait_for_function("document.querySelector('#lycoris_infotext textarea').value.includes('Steps: 2')")

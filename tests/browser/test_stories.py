@@ -12,7 +12,7 @@ from PIL import Image
 from lib_lycoris.studio.world.follow import overlap
 from lib_lycoris.studio.world.maps import edge_map, map_caption, map_scenes
 from lib_lycoris.studio.world.measure import read_picture
-from tests.browser.studio import box, choose, holds, open_tab, says, wait_for_curve_to_move
+from tests.browser.studio import box, choose, holds, open_tab, says, wait_for_curve_to_move, write
 
 pytestmark = pytest.mark.browser
 
@@ -57,9 +57,9 @@ def prepare(page, story, name, steps=None):
     choose(page, "preset", story.preset)
     page.locator("#lycoris_preset_about").get_by_text("from the sample pictures").wait_for()
     page.wait_for_function("document.querySelector('#lycoris_training_steps textarea, #lycoris_training_steps input').value !== ''")
-    box(page, "output_name").fill(name)
+    write(box(page, "output_name"), name)
     if steps:
-        box(page, "training_steps").fill(steps)
+        write(box(page, "training_steps"), steps)
 
 
 def train(page, name, stop):
@@ -89,7 +89,7 @@ def draw(page, studio, prompt, seed, batch=1, steps=20):
     before = set(folder.glob("*.png"))
     open_tab(page, "Generate")
     for field, value in (("prompt", prompt), ("seed", seed), ("batch", batch), ("steps", steps)):
-        box(page, f"generate_{field}").fill(str(value))
+        write(box(page, f"generate_{field}"), str(value))
     page.locator("#lycoris_generate").click()
     page.wait_for_function("([prompt, seed]) => (text => text.startsWith(prompt) && text.includes(`Seed: ${seed},`))"
                            "(document.querySelector('#lycoris_infotext textarea')?.value ?? '')", arg=[prompt, seed])

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.studio import PATIENCE, box, choose, holds, open_tab, says, unfold, wait_for_curve_to_move
+from tests.browser.studio import PATIENCE, box, choose, holds, open_tab, says, unfold, wait_for_curve_to_move, write
 
 pytestmark = pytest.mark.browser
 
 
 def test_train_watch_and_generate_with_the_tag(page, pictures):
     open_tab(page, "Train")
-    box(page, "data_folders").fill(str(pictures))
-    box(page, "output_name").fill("zorb")
-    box(page, "training_steps").fill("6")
+    write(box(page, "data_folders"), str(pictures))
+    write(box(page, "output_name"), "zorb")
+    write(box(page, "training_steps"), "6")
     page.locator("#lycoris_check").click()
     page.wait_for_function("document.querySelector('#lycoris_plan textarea')?.value.includes('5 pictures.')")
     page.locator("#lycoris_start").click()
@@ -25,11 +25,11 @@ def test_train_watch_and_generate_with_the_tag(page, pictures):
 
     open_tab(page, "Generate")
     assert (box(page, "generate_width").input_value(), box(page, "generate_height").input_value()) == ("64", "64")
-    box(page, "generate_prompt").fill("a zorb <b>bold</b> <lyco:nope:1>")
+    write(box(page, "generate_prompt"), "a zorb <b>bold</b> <lyco:nope:1>")
     page.locator("#lycoris_networks input").click()
     page.get_by_role("option", name="zorb").click()
     page.wait_for_function("document.querySelector('#lycoris_generate_prompt textarea').value.endsWith('<lyco:zorb:1>')")
-    box(page, "generate_steps").fill("2")
+    write(box(page, "generate_steps"), "2")
     page.locator("#lycoris_generate").click()
     page.locator("#lycoris_pictures img").first.wait_for()
     assert "no network is called 'nope'" in page.locator("#lycoris_generate_problem").inner_text()
@@ -44,15 +44,15 @@ def test_the_whole_story_with_the_sample_pictures(page, studio):
     holds(page, "training_steps", "300")
     page.locator("#lycoris_sample").click()
     page.wait_for_function("document.querySelector('#lycoris_data_folders textarea').value.includes('sample-zorbix')")
-    box(page, "output_name").fill("story")
-    box(page, "training_steps").fill("20000")
+    write(box(page, "output_name"), "story")
+    write(box(page, "training_steps"), "20000")
 
     unfold(page, "look")
     page.locator("#lycoris_show_pictures").click()
     page.locator("#lycoris_gallery img").first.wait_for()
     page.locator("#lycoris_gallery img").first.click()
     page.wait_for_function("document.querySelector('#lycoris_caption textarea').value.includes('zorbix')")
-    page.locator("#lycoris_caption textarea").fill("a zorbix <i>mine</i>")
+    write(page.locator("#lycoris_caption textarea"), "a zorbix <i>mine</i>")
     page.locator("#lycoris_save_caption").click()
     page.get_by_text("Saved beside scene-01.png").wait_for()
 
@@ -82,8 +82,8 @@ def test_the_whole_story_with_the_sample_pictures(page, studio):
     tag = box(page, "tag").input_value()
     assert tag.startswith("<lyco:story-step")
     open_tab(page, "Generate")
-    box(page, "generate_prompt").fill(f"a zorbix {tag}")
-    box(page, "generate_steps").fill("2")
+    write(box(page, "generate_prompt"), f"a zorbix {tag}")
+    write(box(page, "generate_steps"), "2")
     page.locator("#lycoris_generate").click()
     page.wait_for_function("tag => document.querySelector('#lycoris_infotext textarea').value.includes(tag)", arg=tag)
     assert page.locator("#lycoris_generate_problem p").count() == 0
@@ -99,7 +99,7 @@ def test_uploaded_pictures_are_trained_on_and_settings_travel(page, tmp_path):
         files += [tmp_path / f"cat {number}.png", tmp_path / f"cat {number}.txt"]
     open_tab(page, "Train")
     unfold(page, "upload")
-    box(page, "upload_name").fill("browser-cats")
+    write(box(page, "upload_name"), "browser-cats")
     page.locator("#lycoris_upload_files input[type=file]").set_input_files(files)
     page.wait_for_function("document.querySelector('#lycoris_data_folders textarea').value.includes('browser-cats')")
     page.get_by_text("4 files were put into").wait_for()
@@ -112,24 +112,24 @@ def test_uploaded_pictures_are_trained_on_and_settings_travel(page, tmp_path):
     holds(page, "training_steps", "33")
     page.locator("#lycoris_command").click()
     page.wait_for_function("document.querySelector('#lycoris_exported textarea')?.value.includes('network.kind=loha')")
-    box(page, "preset_name").fill("from kohya")
+    write(box(page, "preset_name"), "from kohya")
     page.locator("#lycoris_preset_save").click()
     holds(page, "preset", "from kohya")
 
-    box(page, "training_steps").fill("many")
+    write(box(page, "training_steps"), "many")
     page.locator("#lycoris_start").click()
     page.locator("#lycoris_training_steps").get_by_text("training.steps").wait_for()
     assert "training.steps" in page.locator("#lycoris_train_problem").inner_text()
     choose(page, "preset", "first try · embedded model")
     holds(page, "training_steps", "300")
-    box(page, "training_steps").fill("9")
+    write(box(page, "training_steps"), "9")
     page.locator("#lycoris_start").click()
     page.locator("#lycoris_training_warmup_steps").get_by_text("more than training.steps = 9").wait_for()  # in a part that was folded
 
 
 def test_a_failed_training_says_why_and_a_reload_finds_the_last_one_again(page, tmp_path):
     open_tab(page, "Train")
-    box(page, "data_folders").fill(str(tmp_path / "<i>nothing</i>"))
+    write(box(page, "data_folders"), str(tmp_path / "<i>nothing</i>"))
     page.locator("#lycoris_start").click()
     page.locator("#lycoris_progress [role=alert]").wait_for()
     assert "does not exist" in page.locator("#lycoris_progress [role=alert]").inner_text()
@@ -153,15 +153,15 @@ def test_every_field_has_a_label_and_the_keyboard_reaches_it(page):
 def test_a_word_is_trained_and_named_in_a_prompt(page, pictures):
     open_tab(page, "Train")
     choose(page, "network_kind", "embedding")
-    box(page, "data_folders").fill(str(pictures))
-    box(page, "output_name").fill("zorbword")
-    box(page, "training_steps").fill("3")
+    write(box(page, "data_folders"), str(pictures))
+    write(box(page, "output_name"), "zorbword")
+    write(box(page, "training_steps"), "3")
     page.locator("#lycoris_start").click()
     says(page, "Done (zorbword) · step 3 of 3")
     assert box(page, "tag").input_value() == "zorbword"
     open_tab(page, "Generate")
-    box(page, "generate_prompt").fill("a zorbword")
-    box(page, "generate_steps").fill("2")
+    write(box(page, "generate_prompt"), "a zorbword")
+    write(box(page, "generate_steps"), "2")
     page.locator("#lycoris_generate").click()
     page.wait_for_function("document.querySelector('#lycoris_infotext textarea').value.startsWith('a zorbword')")
     assert page.locator("#lycoris_generate_problem p").count() == 0

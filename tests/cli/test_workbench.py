@@ -36,6 +36,13 @@ def test_pictures_are_written_where_the_title_says_and_told_step_by_step(bench, 
     assert bench.side() == 64
 
 
+def test_a_picture_never_takes_the_place_of_another(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.time_ns", lambda: 1_700_000_000_123_456_789)
+    made = [bench.generate({"prompt": prompt, "steps": 1, "seed": 5})["pictures"][0]["path"] for prompt in ("a zorb", "a vorrel")]
+    assert len(list((tmp_path / "outputs" / "pictures").glob("*.png"))) == 2
+    assert made == sorted(made)
+
+
 def test_unknown_and_bad_settings_are_named(bench):
     with pytest.raises(ConfigError, match="promt"):
         bench.generate({"promt": "a"})
