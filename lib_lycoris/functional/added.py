@@ -63,7 +63,7 @@ class _Added(torch.autograd.Function):
     ) -> Tensor:
         with as_given(x.device.type):
             inner = _inner(x, down, geometry)
-            total = _plus(output, _weighted(inner, values), up.flatten(1) if up.ndim > 2 else up, scale, _is_ours(output))
+            total = _plus(output, _weighted(inner, values), up.flatten(1) if up.ndim > 2 else up, scale, is_ours(output))
         ctx.recipe, ctx.scale, ctx.geometry = recipe(x), scale, geometry
         ctx.save_for_backward(None if ctx.recipe else x, None if _outgrows(inner, down, up) else inner, down, up, values)
         return total
@@ -95,7 +95,7 @@ class _AddedMade(torch.autograd.Function):
         with as_given(x.device.type):
             up, down = (factor.to(output.dtype) for factor in make()[0])
             inner = _inner(x, down, geometry)
-            total = _plus(output, inner, up, scale, _is_ours(output))
+            total = _plus(output, inner, up, scale, is_ours(output))
         ctx.recipe, ctx.make, ctx.scale, ctx.geometry = recipe(x), make, scale, geometry
         ctx.save_for_backward(None if ctx.recipe else x, None if _is_cheap(down, up) else inner, *parameters)
         return total
@@ -139,7 +139,7 @@ _FRESH = {"AddmmBackward0", "MmBackward0", "ViewBackward0", "UnsafeViewBackward0
 """What made a tensor that a linear layer or convolution gave away and doesn't keep itself."""
 
 
-def _is_ours(output: Tensor) -> bool:
+def is_ours(output: Tensor) -> bool:
     """Whether the layer's output can be added to where it is, as nobody needs it any more; torch raises an error should somebody after all."""
     return output.grad_fn is not None and output.grad_fn.name() in _FRESH
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lib_lycoris.errors import ConfigError, shown
+from lib_lycoris.functional.added import Pull, pulled
+from lib_lycoris.functional.added_kronecker import add_kronecker_product
 from lib_lycoris.functional.kronecker import add_kronecker, factor_pair, kronecker_conv_output, kronecker_delta, kronecker_output
 from lib_lycoris.functional.low_rank import fold_core
 from lib_lycoris.networks import parts
@@ -38,7 +40,7 @@ class LokrLayer(nn.Module, Layer):
         """
         super().__init__()
         parts.register(self, **{mark: factors.get(mark) for mark in MARKS})
-        self._size = _size(factors)
+        self._size, self._second = _size(factors), _second_size(factors)
         self.rank = _rank(factors)
         if self.rank is None:
             self.alpha, self.scale = None, 1.0 if scale is None else float(scale)
@@ -125,6 +127,24 @@ class LokrLayer(nn.Module, Layer):
             return super().delta_output(x, module, weight, bias)
         x, padding = parts.pad(x, module)
         return kronecker_conv_output(x, w1, w2.reshape(w2.shape[0], -1, *kernel), module.stride, padding, module.dilation)
+
+    def add_output(self, output: Tensor, x: Tensor, module: nn.Module, strength: float = 1.0, weight: Tensor | None = None) -> Tensor:
+        geometry = parts.geometry_of(module)
+        kernel = () if geometry is None else getattr(module, "kernel_size", ())
+        rows, columns = self._second
+        if geometry is parts.OTHER or columns % math.prod(kernel):
+            return super().add_output(output, x, module, strength, weight)
+        trained = self.trained_parameters()
+
+        def make() -> tuple[tuple[Tensor, Tensor], Pull]:
+            w1, w2 = self.whole()
+            made = w1, w2.view(rows, -1, *kernel)
+            return made, pulled(made, trained)
+
+        if geometry is not None:
+            x, padding = parts.pad(x, module)
+            geometry = parts.padded(geometry, padding)
+        return add_kronecker_product(output, x, make, trained, strength, geometry)
 
     def add_to(self, total: Tensor, base: Tensor, strength: float) -> None:
         parts.check_fits(self, total.shape, self._size)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lib_lycoris.functional.added import add_made_product, add_product, pulled
+from lib_lycoris.functional.added_kronecker import add_kronecker_product
 from lib_lycoris.functional.kept import recipe
 from lib_lycoris.functional.rebuilt import rebuilt_output
 
@@ -264,3 +265,45 @@ def test_under_autocast_an_input_is_made_anew_in_the_precision_that_it_had(kind,
         gradients.append(torch.autograd.grad(total.float().square().sum(), (down, up)))
     for one, other in zip(*gradients, strict=True):
         assert (one - other).norm() < 0.05 * other.norm()
+
+
+KRONECKER = {
+    "linear": {"x": (2, 3, 6), "w1": (2, 3), "w2": (4, 2), "output": (2, 3, 8), "geometry": None},
+    "one picture": {"x": (1, 6, 5, 4), "w1": (2, 3), "w2": (2, 2, 3, 3), "output": (1, 4, 3, 2), "geometry": ((2, 2), (1, 1), (1, 1))},
+    "a batch": {"x": (2, 4, 5, 4), "w1": (3, 2), "w2": (2, 2, 1, 1), "output": (2, 6, 5, 4), "geometry": ((1, 1), (0, 0), (1, 1))},
+    "one dimension": {"x": (2, 4, 7), "w1": (2, 2), "w2": (3, 2, 3), "output": (2, 6, 5), "geometry": ((1,), (1,), (2,))},
+}
+
+
+@pytest.mark.parametrize("name", KRONECKER)
+def test_an_added_kronecker_product_and_its_gradients_are_right(name):
+    case = KRONECKER[name]
+    output, x, w1, w2 = draw(case, "output", "x", "w1", "w2")
+
+    def whole(w1, w2):
+        return torch.einsum("ac,bd...->abcd...", w1, w2).flatten(0, 1).flatten(1, 2)
+
+    def ours(output, x, w1, w2):
+        return add_kronecker_product(output, x, made(lambda: (w1.sin(), w2.exp()), w1, w2), (w1, w2), 0.7, case["geometry"])
+
+    convolutions = {3: F.conv1d, 4: F.conv2d}
+    weight = 0.7 * whole(w1.sin(), w2.exp())
+    wanted = output + (F.linear(x, weight) if case["geometry"] is None else convolutions[x.ndim](x, weight, None, *case["geometry"]))
+    torch.testing.assert_close(ours(output, x, w1, w2), wanted)
+    assert torch.autograd.gradcheck(ours, (output, x, w1, w2))
+    held = ours(output, x, w1, w2).grad_fn.saved_tensors
+    assert all(any(value is one for one in (x, w1, w2)) for value in held)
+
+
+def test_a_kronecker_product_adds_to_outputs_in_any_layout():
+    case = KRONECKER["a batch"]
+    output, x, w1, w2 = draw(case, "output", "x", "w1", "w2")
+    given = w1, made(lambda: (w1, w2), w1, w2)
+    plain = add_kronecker_product(output, x, given[1], (w1, w2), 1.0, case["geometry"])
+    turned = add_kronecker_product(output.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last), given[1], (w1, w2), 1.0,
+                                   case["geometry"])
+    torch.testing.assert_close(turned, plain)
+    gradient = torch.randn(plain.shape, dtype=plain.dtype)
+    wanted = torch.autograd.grad(plain, (output, x, w1, w2), gradient)
+    for one, other in zip(torch.autograd.grad(turned, (output, x, w1, w2), gradient.to(memory_format=torch.channels_last)), wanted, strict=True):
+        torch.testing.assert_close(one, other)
