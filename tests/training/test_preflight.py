@@ -96,6 +96,14 @@ def test_settings_that_may_not_be_meant_are_told(tmp_path):
     assert "net.safetensors is there already and will be replaced" in said(config)
 
 
+def test_repeated_pictures_are_seen_more_often_than_there_are_epochs(tmp_path):
+    config = config_for(make_pictures(tmp_path / "5_cat", 2), tmp_path)
+    assert "20 steps: 2 epochs, in which a picture is seen about 10 times" in said(config.set("training.steps", 20))
+    assert "fewer training.steps may do" in said(config.set("training.steps", 1010))
+    plain = make_pictures(tmp_path / "plain", 2)
+    assert "1 step: every picture is seen about 0.5 times" in said(config.change({"training.steps": 1, "data.folders": [str(plain)]}))
+
+
 def test_a_text_encoder_alone_is_told(tmp_path):
     text = said(config_for(make_pictures(tmp_path / "pictures", 3), tmp_path, only=["text_model"]))
     assert "layers of the text encoder, the UNet is left as it is: " in text and "layers of the UNet" not in text
