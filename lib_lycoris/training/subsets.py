@@ -111,7 +111,7 @@ def scan_folder(folder: Path, settings: DataSettings) -> list[Subset]:
     try:
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
-            raise DatasetError(f"dataset folder {folder} {what}: check data.folders, a folder of pictures is expected")
+            raise DatasetError(f"dataset folder {folder} {what}: a folder of pictures is expected")
         found = list(_subsets(make_subset(folder, settings)))
         inner = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:

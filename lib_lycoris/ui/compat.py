@@ -55,6 +55,11 @@ def quiet() -> dict[str, Any]:
     return {"queue": False, "show_progress": "hidden" if HAS_TIMER else False, "api_name": False}
 
 
+def progress_on(*blocks: Any) -> dict[str, Any]:
+    """The argument that shows an event's progress over these outputs alone; gradio 3.41 shows it over all."""
+    return {"show_progress_on": list(blocks)} if HAS_TIMER else {}
+
+
 def in_page(script: str) -> dict[str, Any]:
     """The arguments of an event that the browser answers by itself with that JavaScript function."""
     return {**quiet(), "js" if HAS_TIMER else "_js": script}
