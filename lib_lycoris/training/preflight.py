@@ -106,7 +106,7 @@ class Preflight:
         words = ", ".join(f"{word} ({count})" for word, count in self.words)
         return [
             *self._picture_lines(),
-            f"{self.steps} steps: every picture is seen about {self.epochs:.3g} times.",
+            f"{self.steps} steps: every picture is seen about {_times(self.epochs)} times.",
             *([f"{self.unet_layers} layers of the UNet{texts}: {self.parameters:,} numbers are trained."] if self.unet_layers else []),
             *self.word,
             *self.adapter,
@@ -301,6 +301,11 @@ def _doubts(config: TrainConfig, dataset: Dataset, targets: Mapping[Key, Target]
     if narrow:
         doubts.append(f"network.rank = {config.network.rank} is more than {len(narrow)} of the layers can use, as {narrow[0][1]}: a smaller one does the same.")
     return doubts
+
+
+def _times(count: float) -> str:
+    """A number of times in words: "0.25", "12.5", "2290"."""
+    return f"{count:.3g}" if count < 100 else f"{count:.0f}"
 
 
 def _doubts_of_size(config: TrainConfig, side: int | None) -> list[str]:
