@@ -193,7 +193,11 @@ def _read_yes_or_no(setting: Setting, text: str) -> bool:
 
 def _read_texts(setting: Setting, text: str) -> Any:
     if text.startswith("["):
-        return json.loads(text)
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            # a shell takes quotation marks away
+            raise ConfigError(f"{setting.wrong(text)}, as '{setting.key}=[\"first\", \"second\"]' with quotation marks round all of it too") from error
     # A path may hold a comma; a choice never does.
     return [item.strip() for item in text.split(",")] if setting.choices else [text]
 

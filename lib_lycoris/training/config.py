@@ -252,7 +252,9 @@ class NetworkSettings(Section):
         choices=TARGET_GROUPS,
     )
     text_encoder: bool = setting(True, "Train the text encoder too.")
-    only: tuple[str, ...] = setting((), 'Train only layers whose name has one of these patterns, with * for anything: ["up_blocks_1*attn2*"].')
+    only: tuple[str, ...] = setting(
+        (), 'Train only layers whose name has one of these patterns, with * for anything: ["up_blocks_1*attn2*"]; ["text_model"] is the text encoder alone.'
+    )
     exclude: tuple[str, ...] = setting((), "Leave out layers whose name has one of these patterns.")
     block_ranks: tuple[str, ...] = setting(
         (), 'Ranks of single blocks or layers, as "PATTERN=RANK"; the last that fits counts: ["down_blocks_*=4", "mid_block*=32"].'
@@ -660,7 +662,7 @@ class TrainConfig:
         for key, value in values.items():
             section, dot, name = key.partition(".")
             if not dot or section not in _SECTIONS:
-                raise ConfigError(_unknown(f"setting {show(key)}", key, [item.key for item in settings()]))
+                raise ConfigError(_unknown_setting(key))
             found = _find_setting(section, name)
             parts.setdefault(section, {})[name] = found.parse(value) if isinstance(value, str) else found.check(value)
         return replace(self, **{section: replace(getattr(self, section), **part) for section, part in parts.items()})
@@ -714,6 +716,13 @@ def _find_setting(section: str, name: Any) -> Setting:
     if elsewhere and not difflib.get_close_matches(str(name), known, n=1, cutoff=0.8):
         raise ConfigError(f"unknown key {section}.{name}; did you mean {elsewhere[0]}?")
     raise ConfigError(_unknown(f"key {section}.{name}", str(name), list(known), prefix=f"{section}."))
+
+
+def _unknown_setting(key: str) -> str:
+    """The words for a setting whose section is missing or unknown: the key of that name, a near one, or how one is written."""
+    near = [item.key for item in settings() if item.name == key.rpartition(".")[2]] or difflib.get_close_matches(key, [item.key for item in settings()], n=1)
+    advice = f"did you mean {' or '.join(near)}?" if near else f"expected section.key, as training.steps; sections are {', '.join(_SECTIONS)}"
+    return f"unknown setting {show(key)}; {advice}"
 
 
 def _unknown(what: str, name: str, known: list[str], prefix: str = "") -> str:

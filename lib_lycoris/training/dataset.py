@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,12 +10,15 @@ from pathlib import Path
 
 from ..errors import DatasetError
 from .buckets import Frame
-from .captions import plain, with_word
+from .captions import plain, read_text, with_word
 from .config import DataSettings
 from .kohya import read_kohya
 from .masks import find_mask
 from .pictures import content_hash, may_be_transparent, measure, open_image, read_bytes
-from .subsets import Subset, make_subset, other_files, scan_folder
+from .subsets import Subset, make_subset, other_files, passed_folders, scan_folder
+
+_WEIGHTED = re.compile(r"\([^()]{1,60}:\d*\.?\d+\)|\\[()]")
+"""A prompt's (word:1.2), or a bracket that is escaped there."""
 
 
 @dataclass(frozen=True)
@@ -85,23 +89,25 @@ def draws_of(pictures: Iterable[Picture]) -> tuple[int, ...]:
     return tuple(index for index, picture in enumerate(pictures) for _ in range(picture.repeats))
 
 
-def read_dataset(settings: DataSettings, known: Callable[[str], bool] = lambda content: False) -> Dataset:
+def read_dataset(settings: DataSettings, known: Callable[[str], bool] = lambda content: False, key: str = "data.folders") -> Dataset:
     """The dataset that the settings name; every picture was decoded once, so that a bad one is known before the first step.
 
     Args:
         known: says of a picture's content that it was decoded before, so that it need not be now.
+        key: the setting that names the folders, for messages.
 
     Raises:
         DatasetError: no folder is named, one is missing or without pictures, no picture has a caption, a picture or caption can't be read.
     """
-    subsets, settings, problems = find_subsets(settings)
+    subsets, settings, problems = find_subsets(settings, key)
     pictures, left_out = _read_pictures(subsets, settings.skip_unreadable, known)
     learned = [picture for picture in pictures if not picture.subset.prior]
     if not learned:
         raise DatasetError(f"all {len(pictures)} pictures in {_names(subsets)} are class pictures: name a folder with the pictures to learn from, too")
     learned = _with_meant_words(learned)
     _check_captions(learned, subsets)
-    problems = [*problems, *left_out, *_other_kinds(subsets), *_odd_captions(pictures), *_odd_masks(pictures), *_twice(learned)]
+    problems = [*problems, *left_out, *_other_kinds(subsets), *_other_folders(subsets, settings)]
+    problems += [*_odd_captions(pictures), *_odd_masks(pictures), *_twice(learned)]
     return Dataset(tuple(learned), tuple(problems), tuple(picture for picture in pictures if picture.subset.prior), settings)
 
 
@@ -112,14 +118,15 @@ def read_prior(folder: Path, settings: DataSettings, known: Callable[[str], bool
         DatasetError: it has none, or one can't be read.
     """
     subset = replace(make_subset(folder, settings), prior=True, repeats=1, masks="none", from_name=False)
-    found = [replace(part, prior=True) for part in scan_folder(folder, replace(settings, masks="none", repeats=1, caption_from_name=False))]
+    found = [replace(part, prior=True) for part in scan_folder(folder, replace(settings, masks="none", repeats=1, caption_from_name=False),
+                                                                     "data.prior_folder")]
     if settings.prior_prompt is not None:
         found = [replace(part, concept=settings.prior_prompt) for part in found]
     pictures, problems = _read_pictures(found or [subset], settings.skip_unreadable, known)
     return tuple(pictures), [*problems, *_odd_captions(pictures)]
 
 
-def find_subsets(settings: DataSettings) -> tuple[list[Subset], DataSettings, list[str]]:
+def find_subsets(settings: DataSettings, key: str = "data.folders") -> tuple[list[Subset], DataSettings, list[str]]:
     """(the folders that the settings name, [data] with what a dataset file says, what of that file is ignored in words).
 
     Raises:
@@ -129,7 +136,7 @@ def find_subsets(settings: DataSettings) -> tuple[list[Subset], DataSettings, li
         return read_kohya(Path(settings.dataset).expanduser(), settings)
     if not settings.folders:
         raise DatasetError('data.folders is empty: name a folder of pictures, for example folders = ["my-pictures"]')
-    return [subset for folder in settings.folders for subset in scan_folder(Path(folder).expanduser(), settings)], settings, []
+    return [subset for folder in settings.folders for subset in scan_folder(Path(folder).expanduser(), settings, key)], settings, []
 
 
 def check_folders(settings: DataSettings) -> None:
@@ -142,7 +149,7 @@ def check_folders(settings: DataSettings) -> None:
     try:
         find_subsets(settings)
     except DatasetError as error:
-        raise DatasetError(str(error) if str(error).startswith(key) else f"{key}: {error}") from error
+        raise DatasetError(str(error) if str(error).startswith(key) else f"{key}: {error}".replace(f": check {key},", ":")) from error
 
 
 def _read_pictures(subsets: Iterable[Subset], skip: bool, known: Callable[[str], bool]) -> tuple[list[Picture], list[str]]:
@@ -202,7 +209,22 @@ def _odd_captions(pictures: list[Picture]) -> list[str]:
     long = [picture for picture in pictures if len(picture.texts) > 1 and picture.subset.words.lines == "first"]
     if long:
         problems.append(f"{_of(long, pictures)} a caption of several lines, of which the first counts (data.captions), as {long[0].path}")
+    weighted = [(picture, match) for picture in pictures for line in picture.texts if (match := _WEIGHTED.search(line))]
+    if weighted:
+        count = len({picture.path for picture, _ in weighted})
+        problems.append(f"{count} of {len(pictures)} pictures have a caption with weights or escaped brackets as prompts have them, as {weighted[0][1][0]!r} "
+                        f"in {weighted[0][0].path}; a training knows neither and learns the signs as text: take them out")
+    double = [picture for picture in pictures if picture.source == "file" and picture.subset.listed is None and _has_another_text(picture)]
+    if double:
+        endings = double[0].subset.endings
+        problems.append(f"{_of(double, pictures)} two caption files that differ, of which {' before '.join(endings)} counts, as {double[0].path}")
     return problems
+
+
+def _has_another_text(picture: Picture) -> bool:
+    """Whether a caption file of a later ending says something else than the one that counts."""
+    first, *others = [text for ending in picture.subset.endings if (text := read_text(picture.path, (ending,))) is not None]
+    return any(other != first for other in others)
 
 
 def _odd_masks(pictures: list[Picture]) -> list[str]:
@@ -223,6 +245,19 @@ def _other_kinds(subsets: Iterable[Subset]) -> list[str]:
     if not others:
         return []
     return [f"{len(others)} picture{'s are' if len(others) > 1 else ' is'} of a kind that is not read, the first is {others[0]}: save as PNG or JPEG"]
+
+
+def _other_folders(subsets: list[Subset], settings: DataSettings) -> list[str]:
+    """Folders with pictures within those that are read, which nobody looks into."""
+    read = {subset.folder.resolve() for subset in subsets}
+    roots = {subset.folder for subset in subsets if subset.listed is None} | {Path(folder).expanduser() for folder in settings.folders}
+    besides = {"mask", *([settings.control_folder] if settings.control_folder else [])}
+    inner = [path for folder in sorted(roots) for path in passed_folders(folder) if path.name not in besides and path.resolve() not in read]
+    if not inner:
+        return []
+    count = f"{len(inner)} folder{'s' if len(inner) > 1 else ''} with pictures"
+    return [f"{count} within these {'are' if len(inner) > 1 else 'is'} not looked into, the first is {inner[0]}: name {'them' if len(inner) > 1 else 'it'} "
+            "in data.folders too"]
 
 
 def _twice(pictures: list[Picture]) -> list[str]:

@@ -36,6 +36,20 @@ def make_folder(settings: OutputSettings) -> Path:
     return folder
 
 
+def check_folder(settings: OutputSettings) -> None:
+    """Returns where the output folder is writable, or can be made; nothing is made.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    folder = Path(settings.folder).expanduser()
+    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    if not there.is_dir():
+        raise ConfigError(f"output.folder = {settings.folder}: {there} is a file; choose another")
+    if not os.access(there, os.W_OK):
+        raise ConfigError(f"output.folder = {settings.folder}: {there} is not writable; choose another or change its permissions")
+
+
 @contextmanager
 def held(folder: Path, name: str) -> Iterator[list[str]]:
     """Within it no other training writes states to that folder; gives in words what was odd about it.

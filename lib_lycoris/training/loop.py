@@ -35,7 +35,7 @@ from .rates import learning_targets
 from .result import TrainResult
 from .resuming import odd_about_resuming, read_state
 from .run import PAUSED, STOPPED, Run
-from .selection import Key, select_targets
+from .selection import Key, odd_about_patterns, select_targets
 from .start import start_from
 from .trainer import Trainer, check_settings
 from .watch import OnPhase, Pause, Viewer, Watch
@@ -88,7 +88,8 @@ def train(
         with together(processes):
             odd = stack.enter_context(held(states.folder, config.output.name)) if processes.rank == 0 else []
         state, passed_over = read_state(states, resume, processes)
-        problems = [*pictures.learned.problems, *odd, *passed_over, *odd_about_rates(config.training), *_odd_about_blocks(config, backbone)]
+        problems = [*pictures.learned.problems, *odd, *passed_over, *odd_about_rates(config.training), *_odd_about_blocks(config, backbone),
+                    *odd_about_patterns(find_targets(backbone.unet, backbone.text_encoders), config)]
         problems += odd_about_resuming(config, backbone, state, states, resume, processes)
         for problem in problems if processes.rank == 0 else []:
             _log.warning("%s", problem)
@@ -135,6 +136,8 @@ def _train(
             except StoppedEarly:
                 done = 0 if state is None else state.step
                 return _Stretch(STOPPED, None, state, done, float("nan"), [], ())
+            for problem in materials.problems if processes.rank == 0 else []:
+                _log.warning("%s", problem)
             with method.attached(targets, dropout), _blocks(config, backbone):
                 trainer = Trainer(config, backbone, method, materials.learned, steps, materials.prior, processes, dropout, targets, materials.captions, word)
                 validation = None if materials.judged is None else trainer.validation(materials.judged)

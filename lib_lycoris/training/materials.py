@@ -89,7 +89,7 @@ def read_pictures(config: TrainConfig, watch: Watch | None = None) -> Pictures:
     known = (lambda content: False) if cache is None else cache.knows
     learned, folder = read_dataset(config.data, known), config.validation.folder
     config = replace(config, data=learned.settings)
-    judged = None if folder is None else read_dataset(replace(config.data, folders=(folder,), dataset=None), known)
+    judged = None if folder is None else read_dataset(replace(config.data, folders=(folder,), dataset=None), known, "validation.folder")
     if config.network.kind == "adapter":
         learned = with_controls(learned, config.data)
         judged = None if judged is None else with_controls(judged, config.data)

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import shown
@@ -13,16 +14,19 @@ from ..patching.targets import Target, find_targets
 from .adapter import count_adapter
 from .backbone import Backbone
 from .captions import Drawn, compose, with_word
-from .config import TrainConfig
-from .dataset import Dataset, Picture
+from .config import KINDS_WITHOUT_LAYERS, TrainConfig
+from .dataset import Dataset, Picture, read_prior
+from .folder import check_folder
 from .materials import read_pictures
 from .memory import estimate_memory
 from .methods import count_parameters
 from .new_word import NewWord, make_word
-from .prior import count_pictures, missing_pictures, prior_folder
+from .optimizers import odd_about_rates
+from .prior import count_pictures, missing_pictures, odd_about_prior, prior_folder
 from .progress import render_seconds
 from .rates import learning_targets
-from .selection import Key, select_targets
+from .selection import Key, odd_about_patterns, select_targets
+from .start import check_start
 from .trainer import check_settings
 
 _FEW_PICTURES = 5
@@ -102,34 +106,46 @@ class Preflight:
 
     def lines(self) -> list[str]:
         """All of it in sentences, one a line."""
-        texts = f" and {self.text_encoder_layers} of the text encoder" if self.text_encoder_layers else ", the text encoder is left as it is"
         words = ", ".join(f"{word} ({count})" for word, count in self.words)
         return [
             *self._picture_lines(),
-            f"{self.steps} steps: every picture is seen about {_times(self.epochs)} times.",
-            *([f"{self.unet_layers} layers of the UNet{texts}: {self.parameters:,} numbers are trained."] if self.unet_layers else []),
+            f"{_counted(self.steps, 'step')}: {self._seen()}.",
+            *self._layer_lines(),
             *self.word,
             *self.adapter,
             *([f"The network file will have about {self.file_bytes / 1e6:.1f} MB."] if self.parameters else []),
             self._time_line(),
             *self._memory_lines(),
             *(f"A caption as it is trained: {shown(caption, 300)}" for caption in self.captions),
-            *([f"{self.long_captions} captions have more than 75 tokens; they are encoded in parts of 75."] if self.long_captions else []),
+            *([f"{_counted(self.long_captions, 'caption')} of more than 75 tokens, encoded in parts of 75."] if self.long_captions else []),
             *([f"Words that captions share: {words}."] if words else []),
             *(f"Look at this: {problem}" for problem in self.problems),
         ]
 
+    def _seen(self) -> str:
+        seen = self.epochs * self.draws / max(self.pictures - self.kept_back, 1)
+        if round(seen, 6) == round(self.epochs, 6):
+            return f"every picture is seen about {_figure(seen)} times"
+        return f"{_figure(self.epochs)} epochs, in which a picture is seen about {_figure(seen)} times, on average"
+
+    def _layer_lines(self) -> list[str]:
+        trained, kept = f": {self.parameters:,} numbers are trained.", "is left as it is"
+        if not self.unet_layers:
+            return [f"{self.text_encoder_layers} layers of the text encoder, the UNet {kept}{trained}"] if self.text_encoder_layers else []
+        texts = f" and {self.text_encoder_layers} of the text encoder" if self.text_encoder_layers else f", the text encoder {kept}"
+        return [f"{self.unet_layers} layers of the UNet{texts}{trained}"]
+
     def _picture_lines(self) -> list[str]:
         held = f", {self.kept_back} of them kept back to judge by" if self.kept_back else ""
         repeated = f", {self.draws} with repeats" if self.draws != self.pictures - self.kept_back else ""
-        lines = [f"{self.pictures} pictures{held}{repeated}."]
+        lines = [f"{_counted(self.pictures, 'picture')}{held}{repeated}."]
         lines += [f"Trained at {', '.join(f'{width}×{height} ({count})' for width, height, count in self.sizes)} pixels."] if self.sizes else []
         lines += [f"Cropped: {_framed_words(one)}." for one in self.framed[:_SHOWN] if one.cropped >= _LITTLE]
         enlarged = sorted((one for one in self.framed if one.scale > 1 + _LITTLE), key=lambda one: -one.scale)
         lines += [f"Scaled up: {len(enlarged)} of {self.pictures}, the most {_framed_words(enlarged[0])}."] if enlarged else []
         if self.class_pictures or self.class_missing:
             made = f", {self.class_missing} more are made by the model first" if self.class_missing else ""
-            lines.append(f"{self.class_pictures} class pictures for prior preservation{made}.")
+            lines.append(f"{_counted(self.class_pictures, 'class picture')} for prior preservation{made}.")
         return lines
 
     def _time_line(self) -> str:
@@ -144,6 +160,14 @@ class Preflight:
         parts = {name: f"{count / 2**30:.2f}" for name, count in self.memory.items()}
         return [f"About {parts['total']} GiB of memory, an estimate: {parts['model']} the model, {parts['trained']} what is trained with its optimiser, "
                 f"{parts['step']} a step."]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def check_training(
@@ -163,9 +187,13 @@ def check_training(
         DatasetError: pictures or captions can't be used.
     """
     check_settings(config, backbone)
+    check_folder(config.output)
     found = read_pictures(config)
     config, dataset = found.config, found.learned
-    targets = learning_targets(select_targets(find_targets(backbone.unet, backbone.text_encoders), config.network), config)
+    every = find_targets(backbone.unet, backbone.text_encoders)
+    targets = learning_targets(select_targets(every, config.network), config)
+    if config.network.start_from is not None and config.network.kind != "adapter":
+        check_start(config, targets)
     draws, batch = len(found.draws), config.data.batch_size
     steps = config.training.total_steps(draws, batch)
     adapter = count_adapter(config, backbone) if config.network.kind == "adapter" else 0
@@ -173,25 +201,54 @@ def check_training(
     word = make_word(config, backbone)
     unet = sum(component == "unet" for component, _ in targets)
     epochs = steps * batch * config.training.gradient_accumulation / draws
+    seen = epochs * draws / max(len(dataset.pictures) - len(found.kept_back), 1)
     framed = _framed(dataset.pictures)
     word_numbers = 0 if word is None else sum(value.numel() for value in word.vectors.values())
     memory = estimate_memory(config, backbone, targets, parameters + word_numbers, max((one.size for one in framed), key=math.prod)) if measure else None
-    missing = missing_pictures(config) if config.data.has_prior else 0
+    missing, class_pictures, odd_classes = _class_pictures(config)
     words = tuple(_shared_words(picture.caption for picture in dataset.pictures))
     pieces = tuple(_pieces(backbone, [pair for pair in words if pair[0] != str(config.word).lower()]))
     return Preflight(
         pictures=len(dataset.pictures), draws=draws, steps=steps, epochs=epochs, unet_layers=unet, text_encoder_layers=len(targets) - unet,
         parameters=parameters, file_bytes=parameters * _BYTES[config.output.dtype] + _HEADER_BYTES_A_LAYER * len(targets),
         words=words,
-        problems=(*dataset.problems, *_doubts_of_word(config, backbone), *_doubts(config, dataset, targets, epochs), *_doubts_of_size(config, side),
-                  *_doubts_of_buckets(config, framed), *_doubts_of_pieces(pieces)),
-        kept_back=len(found.kept_back), class_pictures=len(dataset.prior) + (count_pictures(prior_folder(config)) if config.data.has_prior else 0),
+        problems=(*dataset.problems, *odd_classes, *odd_about_rates(config.training), *odd_about_patterns(every, config), *_doubts_of_word(config, backbone),
+                  *_doubts(config, dataset, targets, seen), *_doubts_of_batch(config, draws), *_doubts_of_size(config, side),
+                  *_doubts_of_buckets(config, framed), *_doubts_of_pieces(pieces), *_doubts_of_output(config)),
+        kept_back=len(found.kept_back), class_pictures=len(dataset.prior) + class_pictures,
         class_missing=missing, sizes=tuple((*size, count) for size, count in sorted(Counter(one.size for one in framed).items())), framed=framed,
         word=() if word is None else tuple(_word_lines(config, word)),
         memory=None if memory is None else {**asdict(memory), "total": memory.total},
         adapter=_adapter_lines(config, adapter) if adapter else (), captions=_first_captions(config, dataset), long_captions=_count_long(backbone, dataset),
         step_seconds=step_seconds, pieces=pieces,
     )
+
+
+def _class_pictures(config: TrainConfig) -> tuple[int, int, list[str]]:
+    """(class pictures that are made first, those that are there, what is odd about these)."""
+    if not config.data.has_prior:
+        return 0, 0, []
+    missing, folder = missing_pictures(config), prior_folder(config)
+    if missing and not count_pictures(folder):
+        return missing, 0, []
+    pictures, odd = read_prior(folder, config.data)
+    return missing, len(pictures), [*odd_about_prior(config), *odd]
+
+
+def _doubts_of_batch(config: TrainConfig, draws: int) -> list[str]:
+    size = config.data.batch_size * config.training.gradient_accumulation
+    if size <= draws:
+        return []
+    parts = f" × training.gradient_accumulation = {config.training.gradient_accumulation}" if config.training.gradient_accumulation > 1 else ""
+    return [f"data.batch_size = {config.data.batch_size}{parts}: more than the {draws} pictures of an epoch, so that a step sees some of them several times, "
+            "each with another noise."]
+
+
+def _doubts_of_output(config: TrainConfig) -> list[str]:
+    if config.network.kind in KINDS_WITHOUT_LAYERS:
+        return []
+    path = Path(config.output.folder).expanduser() / f"{config.output.name}{'.safetensors' if config.output.form == 'kohya' else ''}"
+    return [f"{path} is there already and will be replaced; another output.name keeps it."] if path.exists() else []
 
 
 def _word_lines(config: TrainConfig, word: NewWord) -> list[str]:
@@ -288,24 +345,19 @@ def _doubts_of_buckets(config: TrainConfig, framed: tuple[Framed, ...]) -> list[
     return doubts
 
 
-def _doubts(config: TrainConfig, dataset: Dataset, targets: Mapping[Key, Target], epochs: float) -> list[str]:
+def _doubts(config: TrainConfig, dataset: Dataset, targets: Mapping[Key, Target], seen: float) -> list[str]:
     doubts = []
     count = len(dataset.pictures)
     if count < _FEW_PICTURES:
         doubts.append(f"only {count} picture{'s' if count > 1 else ''}: with fewer than {_FEW_PICTURES} a network mostly learns them by heart.")
-    if epochs > _MANY_EPOCHS:
-        doubts.append(f"every picture is seen {epochs:.0f} times: fewer training.steps may do.")
-    if epochs < 1:
+    if seen > _MANY_EPOCHS:
+        doubts.append(f"every picture is seen {seen:,.0f} times: fewer training.steps may do.")
+    if seen < 1:
         doubts.append("not every picture is seen once: more training.steps, or fewer pictures.")
     narrow = [key for key, target in targets.items() if config.network.rank > min(target.shape[0], target.shape[1])]
     if narrow:
         doubts.append(f"network.rank = {config.network.rank} is more than {len(narrow)} of the layers can use, as {narrow[0][1]}: a smaller one does the same.")
     return doubts
-
-
-def _times(count: float) -> str:
-    """A number of times in words: "0.25", "12.5", "2290"."""
-    return f"{count:.3g}" if count < 100 else f"{count:.0f}"
 
 
 def _doubts_of_size(config: TrainConfig, side: int | None) -> list[str]:

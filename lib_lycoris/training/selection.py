@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
 from ..patching.targets import Target
-from .config import KINDS_WITHOUT_LAYERS, NetworkSettings
+from .config import KINDS_WITHOUT_LAYERS, NetworkSettings, TrainConfig
 
 Key = tuple[str, str]
 
@@ -33,21 +33,40 @@ _TEXT_ENCODER = re.compile(r".*_(self_attn_(?:q|k|v|out)_proj|mlp_fc[12])")
 
 
 def select_targets(targets: Mapping[Key, Target], settings: NetworkSettings) -> dict[Key, Target]:
-    """The targets that these settings train; none for a kind that trains no layers.
+    """The targets that these settings train, of UNet, text encoders or both; none for a kind that trains no layers.
 
     Source: kohya-ss/sd-scripts networks/lora.py for what LoRA and LoCon cover by default.
 
     Raises:
-        ConfigError: nothing of the UNet, or of the text encoder though it was asked for, is left to train.
+        ConfigError: the model has no such layer in its UNet, or in the text encoder though it was asked for, or the patterns leave none.
     """
     if settings.kind in KINDS_WITHOUT_LAYERS:
         return {}
-    chosen = {key: target for key, target in targets.items() if _is_selected(target, settings)}
-    if not any(component == "unet" for component, _ in chosen):
+    groups = {key: target for key, target in targets.items() if _is_in_groups(target, settings)}
+    if not any(component == "unet" for component, _ in groups):
         raise ConfigError(f"network.targets = {list(settings.groups)}: the model's UNet has no such layer for a {settings.kind}; name other groups")
-    if settings.text_encoder and not any(component != "unet" for component, _ in chosen):
+    if settings.text_encoder and not any(component != "unet" for component, _ in groups):
         raise ConfigError("network.text_encoder = true: this model's text encoder has no layer that can be trained; set it to false")
+    chosen = {key: target for key, target in groups.items() if _is_named(target, settings)}
+    if not chosen:
+        said = " and ".join(f"network.{name} = {list(patterns)}" for name, patterns in (("only", settings.only), ("exclude", settings.exclude)) if patterns)
+        raise ConfigError(f"{said}: no layer is left of the {len(groups)} that a {settings.kind} has here, as {next(iter(groups))[1]}; name others")
     return chosen
+
+
+def odd_about_patterns(targets: Mapping[Key, Target], config: TrainConfig) -> list[str]:
+    """In words, which patterns of layers fit no layer that this kind may train on the model: mostly a slip of the pen.
+
+    Args:
+        targets: all of the model.
+    """
+    network = config.network
+    names = [] if network.kind in KINDS_WITHOUT_LAYERS else [name for (_, name), target in targets.items() if _is_in_groups(target, network)]
+    said = [("network.only", item, item) for item in network.only] + [("network.exclude", item, item) for item in network.exclude]
+    said += [("network.block_ranks", item, item.rpartition("=")[0].strip()) for item in network.block_ranks]
+    said += [("training.block_learning_rates", item, item.rpartition("=")[0].strip()) for item in config.training.block_learning_rates]
+    return [f"{key} = {shown(item, 80)}: no layer's name has that pattern, it changes nothing; a name is {names[0]}"
+            for key, item, pattern in said if names and not any(matches(name, pattern) for name in names)]
 
 
 def is_large_convolution(module: nn.Module) -> bool:
@@ -60,11 +79,13 @@ def matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, f"*{pattern.replace('.', '_')}*")
 
 
-def _is_selected(target: Target, settings: NetworkSettings) -> bool:
+def _is_named(target: Target, settings: NetworkSettings) -> bool:
     if any(matches(target.name, pattern) for pattern in settings.exclude):
         return False
-    if settings.only and not any(matches(target.name, pattern) for pattern in settings.only):
-        return False
+    return not settings.only or any(matches(target.name, pattern) for pattern in settings.only)
+
+
+def _is_in_groups(target: Target, settings: NetworkSettings) -> bool:
     if target.component != "unet" and not settings.text_encoder:
         return False
     if settings.kind == "norm":

@@ -10,9 +10,22 @@ from torch import nn
 from ..errors import ConfigError, NetworkFileError, shown
 from ..library.load import read_network
 from ..networks.layer import Layer
+from ..patching.targets import Target
+from .config import TrainConfig
+from .methods import make_method
 from .selection import Key
 
 _KEY = "network.start_from"
+
+
+def check_start(config: TrainConfig, targets: Mapping[Key, Target]) -> None:
+    """Returns where the training can go on from the network file that the config names.
+
+    Raises:
+        ConfigError: as `start_from`.
+    """
+    assert config.network.start_from is not None
+    start_from(config.network.start_from, make_method(config.network, targets, 1, 0, torch.device("cpu")).layers)
 
 
 @torch.no_grad()
@@ -27,6 +40,9 @@ def start_from(path: str, layers: Mapping[Key, nn.Module]) -> None:
     except (NetworkFileError, OSError) as error:
         raise ConfigError(f"{_KEY} = {shown(path)}: {error}") from error
     found: dict[Key, Layer] = {network.targets[name]: layer for name, layer in network.layers.items() if name in network.targets}
+    for key, layer in layers.items():
+        if key in found:
+            _check_kind(_where(path, key), found[key], layer)
     for key in found:
         if key not in layers:
             raise ConfigError(f"{_KEY} = {shown(path)}: it has a layer {_name(key)}, which the settings of [network] do not train; add it to them")
@@ -43,11 +59,10 @@ def _fitting(path: str, key: Key, layer: nn.Module, own: Layer | None) -> nn.Mod
     Raises:
         ConfigError: they do not.
     """
-    where = f"{_KEY} = {shown(path)}: layer {_name(key)}"
+    where = _where(path, key)
     if own is None:
         raise ConfigError(f"{where} is not in it, and the settings of [network] train it; leave it out of them")
-    if _kind(own) != _kind(layer):
-        raise ConfigError(f"{where} is of kind {_kind(own)}, the settings make {_kind(layer)}; use the same network.kind" + _pruned(own, layer))
+    _check_kind(where, own, layer)
     held, wanted = _shapes(own), _shapes(layer)
     if held.keys() != wanted.keys():
         raise ConfigError(f"{where} has {', '.join(sorted(held))}, the settings make {', '.join(sorted(wanted))}; use the settings it was made with")
@@ -58,6 +73,15 @@ def _fitting(path: str, key: Key, layer: nn.Module, own: Layer | None) -> nn.Mod
     if _scale(own) != _scale(layer):
         raise ConfigError(f"{where} has the scale {_scale(own):g} (alpha / rank), the settings give {_scale(layer):g}; use the alpha it was made with")
     return own
+
+
+def _where(path: str, key: Key) -> str:
+    return f"{_KEY} = {shown(path)}: layer {_name(key)}"
+
+
+def _check_kind(where: str, own: Layer, layer: nn.Module) -> None:
+    if _kind(own) != _kind(layer):
+        raise ConfigError(f"{where} is of kind {_kind(own)}, the settings make {_kind(layer)}; use the same network.kind" + _pruned(own, layer))
 
 
 def _kind(layer: Layer) -> str:

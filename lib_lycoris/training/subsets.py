@@ -102,8 +102,11 @@ def make_subset(folder: Path, settings: DataSettings) -> Subset:
                   control_folder=settings.control_folder)
 
 
-def scan_folder(folder: Path, settings: DataSettings) -> list[Subset]:
+def scan_folder(folder: Path, settings: DataSettings, key: str = "data.folders") -> list[Subset]:
     """The folder and those in it that are named 10_word, or img and reg with such folders; only those with pictures.
+
+    Args:
+        key: the setting that names the folder, for messages.
 
     Raises:
         DatasetError: it is missing, can't be read, or holds no picture.
@@ -111,14 +114,15 @@ def scan_folder(folder: Path, settings: DataSettings) -> list[Subset]:
     try:
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
-            raise DatasetError(f"dataset folder {folder} {what}: a folder of pictures is expected")
+            raise DatasetError(f"dataset folder {folder} {what}: check {key}, a folder of pictures is expected")
         found = list(_subsets(make_subset(folder, settings)))
         inner = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
         raise unreadable_folder(folder, error) from error
     if not found:
         endings = ", ".join(ending[1:] for ending in PICTURES)
-        advice = f"; its folders ({', '.join(inner[:3])}{', …' if len(inner) > 3 else ''}) are not looked into, name them in data.folders" if inner else ""
+        where = "in data.folders" if key == "data.folders" else f"as {key}"
+        advice = f"; its folders ({', '.join(inner[:3])}{', …' if len(inner) > 3 else ''}) are not looked into, name them {where}" if inner else ""
         raise DatasetError(f"dataset folder {folder} holds no picture: put {endings} files there, with a .txt beside each{advice}")
     return found
 
@@ -126,6 +130,22 @@ def scan_folder(folder: Path, settings: DataSettings) -> list[Subset]:
 def other_files(folder: Path) -> list[Path]:
     """The folder's pictures of kinds that are not read."""
     return _files(folder, NOT_READ)
+
+
+def passed_folders(folder: Path) -> list[Path]:
+    """The folders in it that hold pictures."""
+    try:
+        inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:  # told where its pictures are read
+        return []
+    return [path for path in inner if _has_pictures(path)]
+
+
+def _has_pictures(folder: Path) -> bool:
+    try:
+        return any(path.suffix.lower() in PICTURES and not path.name.startswith(".") for path in folder.iterdir())
+    except OSError:
+        return False
 
 
 def unreadable_folder(folder: Path, error: OSError) -> DatasetError:

@@ -170,6 +170,8 @@ def test_set_leaves_the_config_itself_alone():
     ("data.resolution", "100", "a multiple of 8"),
     ("data.folders", 3, "data.folders = 3: expected a list of texts"),
     ("data.folders", '["a"', "expected a list of texts"),
+    ("data.folders", "[a]", "as 'data.folders=[\"first\", \"second\"]' with quotation marks round all of it"),
+    ("lr", "1", "expected section.key, as training.steps"),
     ("network.text_encoder", "maybe", "expected true or false"),
     ("adapter.kind", "full2", 'did you mean "full"?'),
     ("adapter.in_channels", "2", "expected 1 (grey) or 3 (colours)"),

@@ -153,3 +153,23 @@ def test_every_usual_mode_becomes_rgb(tmp_path, mode, colour):
     image = Image.new("RGB", (16, 16), "white").convert("P") if mode == "P" else Image.new(mode, (16, 16), colour)
     image.save(tmp_path / f"x.{ending}")
     torch.testing.assert_close(read_picture(tmp_path / f"x.{ending}", 16), torch.ones(3, 16, 16))
+
+
+def test_folders_within_that_nobody_looks_into_are_told(tmp_path):
+    for name in ("3_cat", "3_cat/more", "others", "mask", ".hidden"):
+        make_pictures(tmp_path / name, 1)
+    (tmp_path / "empty").mkdir()
+    [problem] = [line for line in read(tmp_path).problems if "looked into" in line]
+    assert problem.startswith("2 folders with pictures") and str(tmp_path / "others") in problem
+    assert not [line for line in read(tmp_path, tmp_path / "others", tmp_path / "3_cat" / "more").problems if "looked into" in line]
+
+
+def test_captions_written_as_prompts_and_two_that_differ_are_told(tmp_path):
+    folder = make_pictures(tmp_path, 4)
+    for name, text in (("0.txt", "a cat, (fur:1.2)"), ("1.txt", "saber \\(fate\\)"), ("2.txt", "a (very) small cat at 12:30"), ("2.caption", "another"),
+                       ("3.txt", "the same"), ("3.caption", "the same\r\n")):
+        (folder / name).write_text(text, encoding="utf-8")
+    problems = read(folder).problems
+    assert len(problems) == 2
+    assert problems[0].startswith("2 of 4 pictures have a caption with weights or escaped brackets") and "'(fur:1.2)'" in problems[0]
+    assert problems[1].startswith("1 of 4 pictures have two caption files that differ, of which .txt before .caption counts")

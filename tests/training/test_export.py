@@ -26,7 +26,7 @@ from lib_lycoris.training.rank_plot import arrange
 from lib_lycoris.training.selection import select_targets
 
 from ..patching.trees import OpenClipText
-from .fake import FakeBackbone
+from .fake import FakeBackbone, make_pictures
 from .test_loop import make_config
 
 KINDS = {
@@ -188,6 +188,14 @@ def test_the_metadata_says_who_loads_the_file(name, module, arguments):
 
 def make_metadata_of(name, layers):
     return make_metadata(TrainingFacts(name="net", **describe_kind(settings_of(name), layers)))
+
+
+def test_a_folders_word_calls_the_concept_only_where_a_caption_has_it(tmp_path):
+    folder = make_pictures(tmp_path / "2_zorb", 2)
+    (folder / "0.txt").write_text("a picture of a Zorb", encoding="utf-8")
+    unsaid = make_pictures(tmp_path / "2_never", 2)
+    config = make_config(tmp_path, training__steps=1, data__folders=[str(folder), str(unsaid)])
+    assert read_header(train(config, FakeBackbone()).path).metadata["modelspec.trigger_phrase"] == "zorb"
 
 
 def test_ranks_that_differ_are_dynamic():

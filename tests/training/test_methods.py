@@ -112,6 +112,22 @@ def test_patterns_choose_layers_and_give_ranks_of_their_own():
     }
 
 
+@pytest.mark.parametrize("kind", ["locon", "adalora"])
+def test_a_text_encoder_is_trained_alone_where_only_its_layers_are_named(kind, tmp_path):
+    config = make_config(tmp_path, network__kind=kind, network__alpha=None, network__only=["text_model"], training__steps=60, data__batch_size=3)
+    losses, result = losses_of(config)
+    network = open_network(result.path)
+    assert {component for component, _ in network.targets.values()} == {"te1"} and sum(losses[-15:]) < sum(losses[:15])
+
+
+def test_a_unet_is_trained_alone_where_only_its_layers_are_named_and_a_name_that_none_has_is_told():
+    backbone = FakeBackbone()
+    targets = find_targets(backbone.unet, backbone.text_encoders)
+    assert {component for component, _ in select_targets(targets, NetworkSettings(only=("up_blocks",)))} == {"unet"}
+    with pytest.raises(ConfigError, match=r"network\.only = \['nowhere'\] and network\.exclude = \['to_q'\]: no layer is left"):
+        select_targets(targets, NetworkSettings(only=("nowhere",), exclude=("to_q",)))
+
+
 @settings(max_examples=60, deadline=None)
 @given(steps=st.integers(2, 5000), warmup=st.none() | st.integers(0, 900), final=st.none() | st.integers(0, 900))
 def test_adaloras_phases_leave_steps_between_them_wherever_that_is_possible(steps, warmup, final):

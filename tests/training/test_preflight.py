@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lib_lycoris.errors import DatasetError
+from lib_lycoris.errors import ConfigError, DatasetError
 from lib_lycoris.patching.targets import find_targets
 from lib_lycoris.training.config import TrainConfig
 from lib_lycoris.training.loop import train
@@ -61,6 +61,52 @@ def test_steps_words_and_doubts_are_told(tmp_path):
 def test_a_bad_dataset_is_an_error_as_in_the_training_itself(tmp_path):
     with pytest.raises(DatasetError, match="does not exist"):
         check_training(config_for(tmp_path / "none", tmp_path), FakeBackbone())
+
+
+def said(config):
+    return "\n".join(check_training(config, FakeBackbone()).lines())
+
+
+def test_what_would_fail_in_the_training_fails_in_the_check(tmp_path):
+    folder = make_pictures(tmp_path / "pictures", 3)
+    config = config_for(folder, tmp_path)
+    (tmp_path / "classes").mkdir()
+    (tmp_path / "classes" / "x.png").write_bytes(b"no picture")
+    (tmp_path / "loha.safetensors").write_bytes(train(config_for(folder, tmp_path / "out", kind="loha"), FakeBackbone()).path.read_bytes())
+    for key, value, words in (
+        ("data.prior_folder", tmp_path / "none", "check data.prior_folder"), ("data.prior_folder", tmp_path / "classes", "x.png can't be read"),
+        ("validation.folder", tmp_path / "none", "check validation.folder"), ("output.folder", folder / "0.png" / "deeper", "0.png is a file"),
+        ("network.start_from", tmp_path / "none", "does not exist"), ("network.start_from", tmp_path / "loha.safetensors", "is of kind loha"),
+    ):
+        with pytest.raises((DatasetError, ConfigError)) as caught:
+            check_training(config.set(key, str(value)), FakeBackbone())
+        assert words in str(caught.value), key
+        with pytest.raises((DatasetError, ConfigError)):
+            train(config.set(key, str(value)), FakeBackbone())
+
+
+def test_settings_that_may_not_be_meant_are_told(tmp_path):
+    config = config_for(make_pictures(tmp_path / "pictures", 3), tmp_path, block_ranks=["nowhere=4", "down_blocks=1"])
+    text = said(config.change({"training.optimizer": "adamw", "data.batch_size": "5", "training.block_learning_rates": '["nix=0.5", "down_blocks=0"]'}))
+    for words in ("network.block_ranks = nowhere=4: no layer's name has that pattern", "training.block_learning_rates = nix=0.5: no layer's",
+                  "data.batch_size = 5: more than the 3 pictures"):
+        assert words in text, words
+    assert "= down_blocks" not in text and "replaced" not in text
+    train(config, FakeBackbone())
+    assert "net.safetensors is there already and will be replaced" in said(config)
+
+
+def test_repeated_pictures_are_seen_more_often_than_there_are_epochs(tmp_path):
+    config = config_for(make_pictures(tmp_path / "5_cat", 2), tmp_path)
+    assert "20 steps: 2 epochs, in which a picture is seen about 10 times" in said(config.set("training.steps", 20))
+    assert "fewer training.steps may do" in said(config.set("training.steps", 1010))
+    plain = make_pictures(tmp_path / "plain", 2)
+    assert "1 step: every picture is seen about 0.5 times" in said(config.change({"training.steps": 1, "data.folders": [str(plain)]}))
+
+
+def test_a_text_encoder_alone_is_told(tmp_path):
+    text = said(config_for(make_pictures(tmp_path / "pictures", 3), tmp_path, only=["text_model"]))
+    assert "layers of the text encoder, the UNet is left as it is: " in text and "layers of the UNet" not in text
 
 
 def test_sizes_crops_and_what_is_scaled_up_are_told_by_name(tmp_path):
