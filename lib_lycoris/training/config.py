@@ -83,7 +83,7 @@ def check_template(text: str) -> None:
 def _check_applies(settings: Section, name: str, kinds: tuple[str, ...]) -> None:
     """A setting that another kind than these does not know is an error, not a silence."""
     value = getattr(settings, name)
-    if value not in (None, False) and settings.kind not in kinds:
+    if value != type(settings).__dataclass_fields__[name].default and settings.kind not in kinds:
         others = " or ".join(map(show, kinds))
         raise ConfigError(f"network.{name} = {show(value)}: network.kind {show(settings.kind)} knows no {name}; leave it out, or use kind = {others}")
 
