@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from .arguments import NETWORK_FOLDERS
 from .interrupt import InterruptedWork
 from .progress import finite
@@ -100,12 +100,19 @@ def read_config(path: str | None, changes: list[str]) -> Any:
 
 
 def make_backbone(model: Any, config: Any) -> Any:
-    """The studio's model as a training with that config sees it."""
+    """The studio's model as a training with that config sees it.
+
+    Raises:
+        CheckpointError: model.vae names no autoencoder for it.
+    """
     from ..studio.backbone import StudioBackbone
     from ..studio.checkpoint import with_vae
 
     if config.model.vae is not None:
-        model = with_vae(model, config.model.vae)
+        try:
+            model = with_vae(model, config.model.vae)
+        except CheckpointError as error:
+            raise CheckpointError(f"model.vae = {config.model.vae}: {error}") from error
     return StudioBackbone(model, config.model.clip_skip, {"auto": None, "true": "v", "false": "eps"}[config.model.v_prediction])
 
 

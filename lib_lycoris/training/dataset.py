@@ -126,6 +126,16 @@ def read_prior(folder: Path, settings: DataSettings, known: Callable[[str], bool
     return tuple(pictures), [*problems, *_odd_captions(pictures)]
 
 
+def odd_about_classes(prior: Iterable[Picture], learned: Iterable[Picture]) -> list[str]:
+    """In words, which class pictures are learned as the new thing, too."""
+    first = {picture.content: picture for picture in learned}
+    both = [picture for picture in prior if picture.content in first]
+    if not both:
+        return []
+    return [f"{len(both)} class picture{'s are' if len(both) > 1 else ' is'} among those to learn, too, byte for byte, as {both[0].path}: class pictures "
+            "should show what the model knows already"]
+
+
 def find_subsets(settings: DataSettings, key: str = "data.folders") -> tuple[list[Subset], DataSettings, list[str]]:
     """(the folders that the settings name, [data] with what a dataset file says, what of that file is ignored in words).
 

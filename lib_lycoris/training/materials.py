@@ -14,7 +14,7 @@ from .conditioning import CachedCaptions
 from .config import TrainConfig
 from .control_maps import ControlMaps
 from .controls import with_controls
-from .dataset import Dataset, Picture, read_dataset, read_prior
+from .dataset import Dataset, Picture, odd_about_classes, read_dataset, read_prior
 from .latents import Latents
 from .material import Material, Part
 from .new_word import NewWord
@@ -145,7 +145,7 @@ def _prior_pictures(pictures: Pictures, backbone: Backbone, watch: Watch, proces
     """(all class pictures, what is odd about them)."""
     config = pictures.config
     if not config.data.has_prior:
-        return pictures.learned.prior, []
+        return pictures.learned.prior, odd_about_classes(pictures.learned.prior, pictures.learned.pictures)
     problems, seeds = odd_about_prior(config), missing_seeds(config)
     processes.agree(len(seeds), "number of class pictures that are missing", f"put {prior_folder(config)} on a disk that all of them see")
     with together(processes):
@@ -154,7 +154,8 @@ def _prior_pictures(pictures: Pictures, backbone: Backbone, watch: Watch, proces
     _check_stop(watch, processes)
     known = (lambda content: False) if pictures.cache is None else pictures.cache.knows
     found, odd = read_prior(prior_folder(config), config.data, known)
-    return (*pictures.learned.prior, *found), [*problems, *odd]
+    every = (*pictures.learned.prior, *found)
+    return every, [*problems, *odd, *odd_about_classes(every, pictures.learned.pictures)]
 
 
 def _encode(latents: Latents, pictures: Sequence[Picture], shared: bool, watch: Watch, processes: Processes) -> None:

@@ -16,7 +16,7 @@ from .adapter import count_adapter
 from .backbone import Backbone
 from .captions import Drawn, compose, with_word
 from .config import KINDS_WITHOUT_LAYERS, TrainConfig
-from .dataset import Dataset, Picture, read_prior
+from .dataset import Dataset, Picture, odd_about_classes, read_prior
 from .folder import check_folder
 from .materials import read_pictures
 from .memory import estimate_memory
@@ -208,7 +208,7 @@ def check_training(
     framed = _framed(dataset.pictures)
     word_numbers = 0 if word is None else sum(value.numel() for value in word.vectors.values())
     memory = estimate_memory(config, backbone, targets, parameters + word_numbers, max((one.size for one in framed), key=math.prod)) if measure else None
-    missing, class_pictures, odd_classes = _class_pictures(config)
+    missing, class_pictures, odd_classes = _class_pictures(config, dataset)
     words = tuple(_shared_words(picture.caption for picture in dataset.pictures))
     pieces = tuple(_pieces(backbone, [pair for pair in words if pair[0] != str(config.word).lower()]))
     return Preflight(
@@ -227,15 +227,15 @@ def check_training(
     )
 
 
-def _class_pictures(config: TrainConfig) -> tuple[int, int, list[str]]:
-    """(class pictures that are made first, those that are there, what is odd about these)."""
+def _class_pictures(config: TrainConfig, dataset: Dataset) -> tuple[int, int, list[str]]:
+    """(class pictures that are made first, those of data.prior_folder, what is odd about class pictures)."""
     if not config.data.has_prior:
-        return 0, 0, []
+        return 0, 0, odd_about_classes(dataset.prior, dataset.pictures)
     missing, folder = missing_pictures(config), prior_folder(config)
     if missing and not count_pictures(folder):
-        return missing, 0, []
+        return missing, 0, odd_about_classes(dataset.prior, dataset.pictures)
     pictures, odd = read_prior(folder, config.data)
-    return missing, len(pictures), [*odd_about_prior(config), *odd]
+    return missing, len(pictures), [*odd_about_prior(config), *odd, *odd_about_classes((*dataset.prior, *pictures), dataset.pictures)]
 
 
 def _doubts_of_batch(config: TrainConfig, draws: int) -> list[str]:

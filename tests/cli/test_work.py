@@ -24,6 +24,8 @@ def test_check_says_in_words_what_would_happen_and_writes_nothing(config_file, c
     assert "3 steps" in text
     assert "zorb (6)" in text
     assert not (config_file.parent / "outputs").exists()
+    assert main.main(["train", str(config_file), "--check", "--set", "model.vae=none.safetensors"]) == 1
+    assert "error: model.vae = none.safetensors: checkpoint none.safetensors: does not exist" in capsys.readouterr().err
 
 
 def test_what_train_saves_generate_uses(config_file, tiny_checkpoint, tmp_path, capsys):

@@ -108,6 +108,13 @@ def test_repeated_pictures_are_seen_more_often_than_there_are_epochs(tmp_path):
     assert "1 step: every picture is seen about 0.5 times" in said(config.change({"training.steps": 1, "data.folders": [str(plain)]}))
 
 
+def test_class_pictures_that_are_learned_too_are_told(tmp_path):
+    folder = make_pictures(tmp_path / "pictures", 3)
+    config = config_for(folder, tmp_path).set("data.prior_folder", str(folder))
+    words = f"3 class pictures are among those to learn, too, byte for byte, as {folder / '0.png'}"
+    assert words in said(config) and any(words in problem for problem in train(config, FakeBackbone()).problems)
+
+
 def test_a_text_encoder_alone_is_told(tmp_path):
     text = said(config_for(make_pictures(tmp_path / "pictures", 3), tmp_path, only=["text_model"]))
     assert "layers of the text encoder, the UNet is left as it is: " in text and "layers of the UNet" not in text
