@@ -318,15 +318,21 @@ class Workbench:
         """Starts a training; gives its state.
 
         Raises:
-            LycoError: a bad config, no model, another training is under way.
+            LycoError: a bad config, no folder with pictures, no model, another training is under way.
         """
-        return self.job.start(self._config(values)).to_dict()
+        from ..training.dataset import check_folders
+
+        config = self._config(values)
+        check_folders(config.data)
+        return self.job.start(config).to_dict()
 
     def check(self, values: Mapping[str, Any]) -> list[str]:
         """In words, what a training would do; with an estimate of memory where nobody else uses the model just now."""
+        from ..training.dataset import check_folders
         from ..training.preflight import check_training
 
         config = self._config(values)
+        check_folders(config.data)
         backbone, free = self._backbone(config), self._lock.acquire(blocking=False)
         try:
             return check_training(config, backbone, self.model().side, free, self._paces.seconds_a_step(config, backbone)).lines()

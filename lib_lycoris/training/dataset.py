@@ -139,6 +139,19 @@ def find_subsets(settings: DataSettings, key: str = "data.folders") -> tuple[lis
     return [subset for folder in settings.folders for subset in scan_folder(Path(folder).expanduser(), settings, key)], settings, []
 
 
+def check_folders(settings: DataSettings) -> None:
+    """Returns where the folders that the settings name are there and hold pictures; none of these is opened.
+
+    Raises:
+        DatasetError: no folder is named, one is missing or without pictures; begins with the key of the setting that is wrong.
+    """
+    key = "data.folders" if settings.dataset is None else "data.dataset"
+    try:
+        find_subsets(settings)
+    except DatasetError as error:
+        raise DatasetError(str(error) if str(error).startswith(key) else f"{key}: {error}".replace(f": check {key},", ":")) from error
+
+
 def _read_pictures(subsets: Iterable[Subset], skip: bool, known: Callable[[str], bool]) -> tuple[list[Picture], list[str]]:
     """(pictures, what was left out in words)."""
     good, problems, first, count = [], [], None, 0

@@ -88,7 +88,8 @@ def network_tensors(layers: Mapping[Key, Layer], dtype: str, base_model: str = "
 def training_facts(config: TrainConfig, backbone: Backbone, about: About, layers: Mapping[Key, Layer]) -> TrainingFacts:
     """What a file says of the training that it is from."""
     network, training = config.network, config.training
-    words = [config.data.trigger, config.word, *(picture.concept for picture in about.dataset.pictures)]
+    said = [picture.concept for picture in about.dataset.pictures if picture.concept and picture.concept.lower() in picture.caption.lower()]
+    words = [config.data.trigger, config.word, *said]
     return TrainingFacts(
         name=config.output.name, base_model=backbone.base_model,
         prediction=config.model.resolve_prediction(backbone.prediction),

@@ -136,6 +136,8 @@ def _train(
             except StoppedEarly:
                 done = 0 if state is None else state.step
                 return _Stretch(STOPPED, None, state, done, float("nan"), [], ())
+            for problem in materials.problems if processes.rank == 0 else []:
+                _log.warning("%s", problem)
             with method.attached(targets, dropout), _blocks(config, backbone):
                 trainer = Trainer(config, backbone, method, materials.learned, steps, materials.prior, processes, dropout, targets, materials.captions, word)
                 validation = None if materials.judged is None else trainer.validation(materials.judged)

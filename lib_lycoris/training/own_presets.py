@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, UnknownPresetError, shown
+from ..setting import show
 from .config import TrainConfig
 from .presets import PRESETS, Preset
 
@@ -88,7 +89,7 @@ class PresetShelf:
     def _path(self, name: str) -> Path:
         name = name.strip() if isinstance(name, str) else ""
         if not _NAME.fullmatch(name) or name.endswith("."):
-            raise ConfigError(f"preset {shown(name)}: expected a name of letters, digits and blanks, at most 60")
+            raise ConfigError(f"the preset's name {show(name)}: expected letters, digits and blanks, at most 60")
         if any(preset.name == name for preset in PRESETS):
             raise ConfigError(f"preset {shown(name)} comes with the program: give yours another name")
         return self._folder / f"{name}.toml"

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import shown
 from ..patching.targets import Target, find_targets
+from .adalora import check_phases
 from .adapter import count_adapter
 from .backbone import Backbone
 from .captions import Drawn, compose, with_word
@@ -109,7 +110,7 @@ class Preflight:
         words = ", ".join(f"{word} ({count})" for word, count in self.words)
         return [
             *self._picture_lines(),
-            f"{_counted(self.steps, 'step')}: every picture is seen about {_figure(self.epochs)} times.",
+            f"{_counted(self.steps, 'step')}: {self._seen()}.",
             *self._layer_lines(),
             *self.word,
             *self.adapter,
@@ -121,6 +122,12 @@ class Preflight:
             *([f"Words that captions share: {words}."] if words else []),
             *(f"Look at this: {problem}" for problem in self.problems),
         ]
+
+    def _seen(self) -> str:
+        seen = self.epochs * self.draws / max(self.pictures - self.kept_back, 1)
+        if round(seen, 6) == round(self.epochs, 6):
+            return f"every picture is seen about {_figure(seen)} times"
+        return f"{_figure(self.epochs)} epochs, in which a picture is seen about {_figure(seen)} times, on average"
 
     def _layer_lines(self) -> list[str]:
         trained, kept = f": {self.parameters:,} numbers are trained.", "is left as it is"
@@ -186,15 +193,18 @@ def check_training(
     config, dataset = found.config, found.learned
     every = find_targets(backbone.unet, backbone.text_encoders)
     targets = learning_targets(select_targets(every, config.network), config)
-    if config.network.start_from is not None and config.network.kind != "adapter":
-        check_start(config, targets)
     draws, batch = len(found.draws), config.data.batch_size
     steps = config.training.total_steps(draws, batch)
+    if config.network.kind == "adalora":
+        check_phases(config.network, steps)
+    if config.network.start_from is not None and config.network.kind != "adapter":
+        check_start(config, targets, steps)
     adapter = count_adapter(config, backbone) if config.network.kind == "adapter" else 0
     parameters = adapter + sum(count_parameters(target, config.network) for target in targets.values())
     word = make_word(config, backbone)
     unet = sum(component == "unet" for component, _ in targets)
     epochs = steps * batch * config.training.gradient_accumulation / draws
+    seen = epochs * draws / max(len(dataset.pictures) - len(found.kept_back), 1)
     framed = _framed(dataset.pictures)
     word_numbers = 0 if word is None else sum(value.numel() for value in word.vectors.values())
     memory = estimate_memory(config, backbone, targets, parameters + word_numbers, max((one.size for one in framed), key=math.prod)) if measure else None
@@ -206,7 +216,7 @@ def check_training(
         parameters=parameters, file_bytes=parameters * _BYTES[config.output.dtype] + _HEADER_BYTES_A_LAYER * len(targets),
         words=words,
         problems=(*dataset.problems, *odd_classes, *odd_about_rates(config.training), *odd_about_patterns(every, config), *_doubts_of_word(config, backbone),
-                  *_doubts(config, dataset, targets, epochs), *_doubts_of_batch(config, draws), *_doubts_of_size(config, side),
+                  *_doubts(config, dataset, targets, seen), *_doubts_of_batch(config, draws), *_doubts_of_size(config, side),
                   *_doubts_of_buckets(config, framed), *_doubts_of_pieces(pieces), *_doubts_of_output(config)),
         kept_back=len(found.kept_back), class_pictures=len(dataset.prior) + class_pictures,
         class_missing=missing, sizes=tuple((*size, count) for size, count in sorted(Counter(one.size for one in framed).items())), framed=framed,
@@ -338,14 +348,14 @@ def _doubts_of_buckets(config: TrainConfig, framed: tuple[Framed, ...]) -> list[
     return doubts
 
 
-def _doubts(config: TrainConfig, dataset: Dataset, targets: Mapping[Key, Target], epochs: float) -> list[str]:
+def _doubts(config: TrainConfig, dataset: Dataset, targets: Mapping[Key, Target], seen: float) -> list[str]:
     doubts = []
     count = len(dataset.pictures)
     if count < _FEW_PICTURES:
         doubts.append(f"only {count} picture{'s' if count > 1 else ''}: with fewer than {_FEW_PICTURES} a network mostly learns them by heart.")
-    if epochs > _MANY_EPOCHS:
-        doubts.append(f"every picture is seen {epochs:.0f} times: fewer training.steps may do.")
-    if epochs < 1:
+    if seen > _MANY_EPOCHS:
+        doubts.append(f"every picture is seen {seen:,.0f} times: fewer training.steps may do.")
+    if seen < 1:
         doubts.append("not every picture is seen once: more training.steps, or fewer pictures.")
     narrow = [key for key, target in targets.items() if config.network.rank > min(target.shape[0], target.shape[1])]
     if narrow:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
+from ..setting import show
 from .backbone import Backbone
 from .checkpoint import State, States
 from .config import TrainConfig
@@ -42,13 +43,19 @@ def odd_about_resuming(config: TrainConfig, backbone: Backbone, state: State | N
             section, _, name = key.partition(".")
             before = then[section][name]
             raise ConfigError(f"{key} = {now[section][name]}: the saved state was trained with {before}; set it back or do not resume")
-    problems = [f"resumed with another {key}" for key in changed if not key.startswith("output.")]
+    problems = [f"resumed with another {key}: {_value(now, key)}, before {_value(then, key)}" for key in changed if not key.startswith("output.")]
     if state.checkpoint != checkpoint_mark(backbone):
         problems.append(f"resumed on another checkpoint, {backbone.checkpoint_name}")
     count = int(state.numbers.get("processes", 1))
     if count != processes.count:
         problems.append(f"resumed on {processes.count} processes, before there were {count}: a step learns from another number of pictures now")
     return problems
+
+
+def _value(config: Mapping[str, Mapping[str, Any]], key: str) -> str:
+    section, _, name = key.partition(".")
+    value = config[section][name]
+    return "left out" if value is None else show(value)
 
 
 def _with_defaults(held: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

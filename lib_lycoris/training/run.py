@@ -72,6 +72,8 @@ class Run:
         Raises:
             TrainingError: loss or gradient became NaN, or a file could not be written.
         """
+        if self.step >= self._steps:
+            self._tell(f"the saved state has {self.step} of {self._steps} steps already: nothing is left to train; a larger training.steps goes on")
         if self.step == 0 and self._steps:
             self._watch.phase("validating" if self._validation else "training")
         while self.step < self._steps and not self._ends():
@@ -110,7 +112,7 @@ class Run:
             self._draw_ranks(path)
             if self._trainer.word is not None and self._config.embedding.picture and self.step == self._steps:
                 self._watch.phase("drawing previews")
-                self.problems += write_word_picture(self._folder, self._trainer.word, self._config, self._backbone, about)
+                self._tell(*write_word_picture(self._folder, self._trainer.word, self._config, self._backbone, about))
             return path
 
     @property
@@ -124,11 +126,16 @@ class Run:
         if ranks is None:
             return
         if not any(ranks.values()):
-            self.problems.append("AdaLoRA has taken away every rank of every layer: the network does nothing; train for more steps")
+            self._tell("AdaLoRA has taken away every rank of every layer: the network does nothing; train for more steps")
         try:
             write_rank_plot(network.with_name(f"{network.name.removesuffix('.safetensors')}-ranks.png"), ranks, self._config.network.initial_rank)
         except OSError as error:
-            self.problems.append(f"the picture of the ranks could not be written: {error.strerror or error}")
+            self._tell(f"the picture of the ranks could not be written: {error.strerror or error}")
+
+    def _tell(self, *problems: str) -> None:
+        for problem in problems:
+            _log.warning("%s", problem)
+        self.problems += problems
 
     def _ends(self) -> bool:
         """Whether anybody wants an end before the next step; all processes find the same."""
@@ -207,9 +214,7 @@ class Run:
         self._watch.phase("drawing previews")
         with self._trainer.used():
             problems = self._previews.make(self.step, self._watch.preview)
-        for problem in problems:
-            _log.warning("%s", problem)
-        self.problems += problems
+        self._tell(*problems)
 
     def _is_due(self, every: int, epochs: int = 0) -> bool:
         """Whether so many steps, or epochs, are full with this step."""
@@ -230,6 +235,13 @@ class Run:
             if self._processes.count == 1:
                 raise
             self._failure = error
+
+    def _rescued(self, error: TrainingError) -> TrainingError:
+        """That error, in which the training's state could not be saved, after the network was: it is several times smaller, and may find room."""
+        try:
+            return TrainingError(f"{error}; the network after step {self.step} is saved as {self._export()}")
+        except TrainingError:
+            return error
 
     def _save_is_due(self) -> bool:
         output = self._config.output
@@ -254,8 +266,8 @@ class Run:
             self._states.write(state, last=self.step == self._steps)
         except TrainingError as error:
             if self.end != PAUSED:
-                raise
-            self.problems.append(f"{error}; while this program runs it can go on from memory")
+                raise self._rescued(error) from error
+            self._tell(f"{error}; while this program runs it can go on from memory")
         self._saved_step, self._saved_at = self.step, time.monotonic()
 
 

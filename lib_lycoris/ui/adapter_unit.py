@@ -94,7 +94,7 @@ def draw_unit(page: Any, tab: str, number: int, size: Sequence[Any]) -> tuple[di
         unit["threshold_b"] = gr.Slider(UNSET, 255, UNSET, visible=False, min_width=wide, **about("threshold_b", "Second value", " "))
     with gr.Row(visible=False, elem_classes=["lyco-adapter-head"]) as colours:
         picker = gr.ColorPicker(value="#b03020", label="Colour", scale=1, min_width=90)
-        add = gr.Button("Add to palette", scale=1, min_width=90, elem_id=f"lyco_adapter_{tab}_{number + 1}_add")
+        add = gr.Button("Add to palette", scale=1, min_width=110, size="sm", elem_id=f"lyco_adapter_{tab}_{number + 1}_add")
         unit["palette"] = gr.Textbox("", scale=4, max_lines=1, placeholder="#b03020:2 #e0c080 #204060",
                                      **about("palette", "Palette", "Colours with a share behind a colon; empty: the example"))
     unit["keypoints"] = gr.Textbox("", lines=2, max_lines=4, visible=False, **about("keypoints", "Key points", "OpenPose's JSON; no picture is needed"))

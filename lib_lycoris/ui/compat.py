@@ -55,6 +55,17 @@ def quiet() -> dict[str, Any]:
     return {"queue": False, "show_progress": "hidden" if HAS_TIMER else False, "api_name": False}
 
 
+def of_any_list(chooser: Any) -> Any:
+    """The chooser, whose value is taken as it comes: gradio 6 would refuse, with an error for all to see, one that was sent while the list was changed."""
+    chooser.preprocess = lambda value: value
+    return chooser
+
+
+def progress_on(*blocks: Any) -> dict[str, Any]:
+    """The argument that shows an event's progress over these outputs alone; gradio 3.41 shows it over all."""
+    return {"show_progress_on": list(blocks)} if HAS_TIMER else {}
+
+
 def in_page(script: str) -> dict[str, Any]:
     """The arguments of an event that the browser answers by itself with that JavaScript function."""
     return {**quiet(), "js" if HAS_TIMER else "_js": script}

@@ -112,7 +112,7 @@ def draw_generate(blocks: gr.Blocks, tab: gr.Tab, page: GeneratePage) -> Form:
 
     quiet = {"queue": False, "api_name": False}
     inputs = [*form.components(), *(drawn.controls if drawn is not None else ())]
-    made = make.click(run, inputs, [pictures, problem, infotext, files, seed, wrong], api_name=False)
+    made = make.click(run, inputs, [pictures, problem, infotext, files, seed, wrong], api_name=False, **compat.progress_on(pictures))
     at_units = [extra["problem"] for extra in drawn.rest] if drawn is not None else []
     made.then(mark, [wrong, marked], [*form.components(), marked, *at_units], **compat.quiet())
     stop.click(page.stop, [], [], **quiet)

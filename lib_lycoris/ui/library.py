@@ -108,10 +108,21 @@ def draw_library(blocks: gr.Blocks, tab: Any, page: LibraryPage) -> Actions:
 
     actions.wire(chooser, after, [*chooser.listed, shown.about, shown.picture, shown.beside, *actions.filled, actions.trash_list])
     look = make_look(page)
-    outputs = [shown.work, shown.stop, shown.seen, actions.figures, actions.comparison]
+
+    def look_and_list(seen: str, shelf: str, name: str | None, search: str, sort: str, number: int) -> list[Any]:
+        """What is polled, and the list anew once a piece of work has ended, which may have written a file."""
+        found = look(seen, shelf, name)
+        if not seen or not isinstance(found[2], str) or _ended(seen) == _ended(found[2]):
+            return [*found, *(gr.update() for _ in chooser.listed)]
+        updates, _ = chooser.update(shelf, search, sort, name, number)
+        del updates[0]["value"]  # whoever has chosen another file meanwhile keeps that one
+        return [*found, *updates]
+
+    polled = [shown.seen, *place, chooser.search, chooser.sort, chooser.number]
+    outputs = [shown.work, shown.stop, shown.seen, actions.figures, actions.comparison, *chooser.listed]
     if page.polls:
-        compat.poll(blocks, look, [shown.seen, *place], outputs)
-    shown.poll.click(look, [shown.seen, *place], outputs, **quiet)
+        compat.poll(blocks, look_and_list, polled, outputs)
+    shown.poll.click(look_and_list, polled, outputs, **quiet)
     shown.stop.click(lambda: _told(page.stop), [], [shown.problem], **quiet)
     return actions
 
@@ -121,13 +132,18 @@ def make_look(page: LibraryPage) -> Callable[[str, str, str | None], list[Any]]:
 
     def look(seen: str, shelf: str, name: str | None) -> list[Any]:
         state = page.jobs()
-        version = str(state["version"])
+        busy = [job for job in state["jobs"] if job["phase"] in ("waiting", "running")]
+        version = f"{state['version']} {max((job['id'] for job in state['jobs'] if job not in busy), default=0)}"
         if version == seen:
             return [gr.update() for _ in range(5)]
-        busy = any(job["phase"] in ("waiting", "running") for job in state["jobs"])
-        return [library_text.jobs(state["jobs"]), gr.update(visible=busy), version, _figures(page, shelf, name), _comparison(state["jobs"], name)]
+        return [library_text.jobs(state["jobs"]), gr.update(visible=bool(busy)), version, _figures(page, shelf, name), _comparison(state["jobs"], name)]
 
     return look
+
+
+def _ended(seen: str) -> str:
+    """Which piece of work had ended last, of what `look` gives as seen."""
+    return seen.rpartition(" ")[2]
 
 
 def _figures(page: LibraryPage, shelf: str, name: str | None) -> Any:
@@ -162,7 +178,8 @@ class _Chooser:
                               elem_id="lycoris_library_shelf", visible=len(page.shelves) > 1)
         self.search = gr.Textbox(label="Search", placeholder="name, kind, base model, words", elem_id="lycoris_library_search")
         self.sort = gr.Dropdown(choices=list(SORTS), value="Name", label="Order", elem_id="lycoris_library_sort")
-        self.names = gr.Radio(choices=[], label="Files", elem_id="lycoris_library_files", elem_classes=["lycoris-files"], interactive=True)
+        self.names = compat.of_any_list(
+            gr.Radio(choices=[], label="Files", elem_id="lycoris_library_files", elem_classes=["lycoris-files"], interactive=True))
         self.count = gr.HTML(elem_id="lycoris_library_count")
         with gr.Row():
             self.earlier = gr.Button("Earlier", visible=False, elem_id="lycoris_library_earlier", size="sm", min_width=90)

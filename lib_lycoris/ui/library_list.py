@@ -77,7 +77,7 @@ def vectors(row: Mapping[str, Any]) -> str:
 def count_words(found: int, all_rows: int, page: int = 0) -> str:
     """How many are shown, in words."""
     if not all_rows:
-        return "Nothing is here yet."
+        return "Nothing is here yet. Train something, or put files into a folder for them, and read the folders again."
     if found > SHOWN:
         return f"{page * SHOWN + 1} to {min(found, (page + 1) * SHOWN)} of {found}" + (f", {all_rows} in all" if found != all_rows else "")
     return f"{found} of {all_rows}" if found != all_rows else f"{found} file{'s' if found != 1 else ''}"

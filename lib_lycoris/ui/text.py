@@ -17,6 +17,8 @@ CSS = """
   margin: 0; padding: 0.6rem 0.8rem; border-left: 4px solid #c2410c; background: rgba(234, 88, 12, 0.12); overflow-wrap: anywhere;
 }
 .lycoris-hidden { position: absolute !important; visibility: hidden; width: 1px !important; height: 1px; min-width: 0 !important; overflow: hidden; }
+.lycoris-train .row:has(> .form:empty:only-child), .lycoris-train .gradio-row:has(> .form.hidden:only-child) { display: none; }
+#lycoris_gallery_large img { width: 100%; height: 100%; object-fit: contain; }
 .lycoris-train { --block-info-text-color: #52525b; }
 .dark .lycoris-train { --block-info-text-color: #d4d4d8; }
 .lycoris-chart { margin: 0; }

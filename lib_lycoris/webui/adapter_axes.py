@@ -47,5 +47,5 @@ def changed(p: Any, units: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
     if not changes:
         return list(units)
     place = next((number for number, unit in enumerate(units) if unit.get("enabled", True) and unit.get("adapter")), 0)
-    first = {**(units[place] if units else {}), "enabled": True, **changes}
+    first = {**(units[place] if units else {}), "enabled": changes.get("adapter") != "", **changes}  # the axis' "None" is meant, and no mistake to be told
     return [*units[:place], first, *units[place + 1 :]]

@@ -75,6 +75,8 @@ class AdapterWork:
                 unit, pictures = split_unit(values)
                 if unit.active:
                     asked.append(Asked(number, adapters.settle(unit), pictures))
+                elif values.get("enabled") is True and not unit.adapter:
+                    problems.append((f"lyco: adapter {number}: it is on, but no adapter is chosen, so it did nothing", unit.strict))
             except LycoError as error:
                 if values.get("enabled", True) is not False:
                     problems.append((f"lyco: adapter {number}: {error}", values.get("strict") is True))

@@ -22,6 +22,8 @@ from .texts import encode_captions, join_framings
 from .words import Words
 
 BASE_MODELS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+_RELEASED = 320
+"""Channels of the first level of every released UNet, SD 1 to SDXL."""
 
 
 class WebUIBackbone:
@@ -76,8 +78,10 @@ class WebUIBackbone:
         return self._model.parameterization
 
     @property
-    def side(self) -> int:
-        """Pixels of the pictures that such a model is made for."""
+    def side(self) -> int | None:
+        """Pixels of the pictures that such a model is made for; None where it is none of the released widths, as the embedded checkpoint, and nobody knows."""
+        if getattr(self.unet, "model_channels", _RELEASED) != _RELEASED:
+            return None
         return {"sd1": 512, "sd2": 768 if self.prediction == "v" else 512, "sdxl": 1024}[self.family]
 
     @torch.no_grad()

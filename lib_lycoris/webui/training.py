@@ -12,6 +12,7 @@ from modules import call_queue, devices, shared
 
 from lib_lycoris.training.conditioning import autocast
 from lib_lycoris.training.config import TrainConfig
+from lib_lycoris.training.dataset import check_folders
 from lib_lycoris.training.desk import Desk
 from lib_lycoris.training.fence import Fence
 from lib_lycoris.training.job import Leads, TrainJob
@@ -56,9 +57,11 @@ class Training:
         """Starts the training of a config; gives its state. What can be told to be wrong without a look at the pictures is told now.
 
         Raises:
-            LycoError: a bad config, a checkpoint that can't be trained, another training is under way.
+            LycoError: a bad config, no folder with pictures, a checkpoint that can't be trained, another training is under way.
         """
-        return self.job.start(self._config(values)).to_dict()
+        config = self._config(values)
+        check_folders(config.data)
+        return self.job.start(config).to_dict()
 
     def state(self) -> dict[str, Any]:
         """How the training stands that is under way, or was last."""
@@ -89,6 +92,7 @@ class Training:
             LycoError: a bad config, or one for another checkpoint than the one that is loaded.
         """
         config = self._config(values)
+        check_folders(config.data)
         backbone = WebUIBackbone(config, host.find_loaded(config.model.checkpoint))
         pace, free = self._paces.seconds_a_step(config, backbone), call_queue.queue_lock.acquire(blocking=False)
         try:

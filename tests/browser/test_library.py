@@ -156,7 +156,6 @@ def test_a_smaller_network_is_made_in_the_background_and_stands_in_the_list(page
     write(page.locator("#lycoris_resize_rank textarea, #lycoris_resize_rank input").first, "1")
     press(page, "do_resize")
     page.locator("#lycoris_library_work").get_by_text("Resizing other to 1: done").wait_for()
-    press(page, "read")
     page.locator("#lycoris_library_files label", has_text="other-1").wait_for()
     (studio.folder / "networks" / "other-1.safetensors").unlink()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 from tests.browser.studio import PATIENCE, box, choose, holds, open_tab, says, unfold, wait_for_curve_to_move, write
 
@@ -131,8 +132,15 @@ def test_a_failed_training_says_why_and_a_reload_finds_the_last_one_again(page, 
     open_tab(page, "Train")
     write(box(page, "data_folders"), str(tmp_path / "<i>nothing</i>"))
     page.locator("#lycoris_start").click()
+    page.locator("#lycoris_data_folders").get_by_text("does not exist").wait_for()
+    assert "does not exist" in page.locator("#lycoris_train_problem [role=alert]").inner_text()
+    assert page.locator("#lycoris_train_problem i, #lycoris_data_folders i").count() == 0
+    (tmp_path / "<i>bare").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "<i>bare" / "no caption.png")
+    write(box(page, "data_folders"), str(tmp_path / "<i>bare"))
+    page.locator("#lycoris_start").click()
     page.locator("#lycoris_progress [role=alert]").wait_for()
-    assert "does not exist" in page.locator("#lycoris_progress [role=alert]").inner_text()
+    assert "caption" in page.locator("#lycoris_progress [role=alert]").inner_text()
     assert page.locator("#lycoris_progress i").count() == 0
     page.reload()
     open_tab(page, "Train")

@@ -7,7 +7,7 @@ from PIL import Image
 
 from lib_lycoris.errors import DatasetError
 from lib_lycoris.training.config import DataSettings
-from lib_lycoris.training.dataset import read_dataset
+from lib_lycoris.training.dataset import check_folders, read_dataset
 from lib_lycoris.training.pictures import read_picture
 
 from .fake import make_pictures
@@ -90,6 +90,14 @@ def test_a_bad_dataset_is_told_in_one_line_that_says_where_and_what_to_do(tmp_pa
 def test_no_folder_at_all_is_told():
     with pytest.raises(DatasetError, match=r"data\.folders is empty"):
         read()
+
+
+def test_what_is_wrong_with_the_folders_themselves_is_told_by_the_key_and_without_opening_a_picture(tmp_path):
+    check_folders(DataSettings(folders=(str(prepare(tmp_path, "all corrupt")),)))
+    for settings, words in (({"folders": (str(tmp_path / "<missing>"),)}, "data.folders: .*<missing> does not exist"), ({}, "data.folders is empty"),
+                            ({"dataset": str(tmp_path / "none.toml")}, r"data\.dataset\b")):
+        with pytest.raises(DatasetError, match=f"^{words}"):
+            check_folders(DataSettings(**settings))
 
 
 @pytest.mark.parametrize("what", ["corrupt", "truncated", "zero bytes"])

@@ -11,11 +11,13 @@ from torch import nn
 from lib_lycoris.errors import ConfigError, TrainingError
 from lib_lycoris.files.metadata import TrainingFacts, make_metadata
 from lib_lycoris.files.safetensors import read_header
+from lib_lycoris.library.catalogue import Catalogue
 from lib_lycoris.library.load import open_network
 from lib_lycoris.networks.dora import DecomposedLayer
 from lib_lycoris.networks.low_rank import LowRankLayer
 from lib_lycoris.patching.session import attach
 from lib_lycoris.patching.targets import find_targets
+from lib_lycoris.prompt.request import split_prompt
 from lib_lycoris.training.config import NetworkSettings, TrainConfig
 from lib_lycoris.training.description import describe_kind
 from lib_lycoris.training.export import network_tensors
@@ -23,10 +25,11 @@ from lib_lycoris.training.loop import train
 from lib_lycoris.training.methods import count_parameters, create_layer, make_method
 from lib_lycoris.training.peft_form import write_peft
 from lib_lycoris.training.rank_plot import arrange
+from lib_lycoris.training.result import typed_for
 from lib_lycoris.training.selection import select_targets
 
 from ..patching.trees import OpenClipText
-from .fake import FakeBackbone
+from .fake import FakeBackbone, make_pictures
 from .test_loop import make_config
 
 KINDS = {
@@ -150,6 +153,16 @@ def test_a_training_writes_pefts_form(tmp_path):
     assert read_header(result.path / "adapter_model.safetensors").metadata["ss_output_name"] == "net"
 
 
+@pytest.mark.parametrize("text_encoder", [True, False])
+def test_the_tags_that_are_told_find_every_part_of_pefts_form(text_encoder, tmp_path):
+    config = make_config(tmp_path, **{"output.form": "peft", "network.kind": "lora", "network.text_encoder": text_encoder, "training.steps": 1})
+    typed = typed_for(config, train(config, FakeBackbone()).path)
+    _, requests, problems = split_prompt(typed)
+    catalogue = Catalogue([tmp_path / "out"])
+    found = {component for request in requests for component, _ in open_network(catalogue.find(request.name)).targets.values()}
+    assert not problems and found == ({"unet", "te1"} if text_encoder else {"unet"})
+
+
 @pytest.mark.parametrize("network", [{"kind": "lokr"}, {"kind": "full"}, {"kind": "norm"}, {"kind": "ia3"}, {"kind": "loha", "dora": True}])
 def test_kinds_without_a_form_in_peft_are_told_before_training(network):
     with pytest.raises(ConfigError, match="PEFT has no form"):
@@ -188,6 +201,14 @@ def test_the_metadata_says_who_loads_the_file(name, module, arguments):
 
 def make_metadata_of(name, layers):
     return make_metadata(TrainingFacts(name="net", **describe_kind(settings_of(name), layers)))
+
+
+def test_a_folders_word_calls_the_concept_only_where_a_caption_has_it(tmp_path):
+    folder = make_pictures(tmp_path / "2_zorb", 2)
+    (folder / "0.txt").write_text("a picture of a Zorb", encoding="utf-8")
+    unsaid = make_pictures(tmp_path / "2_never", 2)
+    config = make_config(tmp_path, training__steps=1, data__folders=[str(folder), str(unsaid)])
+    assert read_header(train(config, FakeBackbone()).path).metadata["modelspec.trigger_phrase"] == "zorb"
 
 
 def test_ranks_that_differ_are_dynamic():

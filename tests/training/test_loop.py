@@ -214,7 +214,15 @@ def test_a_finished_training_can_be_extended(tmp_path):
     config = make_config(tmp_path / "b")
     first, _ = losses_of(config)
     second, result = losses_of(change(config, training__steps=20), resume=True)
-    assert first + second == whole and result.problems == ("resumed with another training.steps",)
+    assert first + second == whole and result.problems == ("resumed with another training.steps: 20, before 12",)
+
+
+def test_resuming_what_has_come_to_its_end_says_that_nothing_is_left(tmp_path, caplog):
+    config = make_config(tmp_path)
+    train(config, FakeBackbone())
+    losses, result = losses_of(config, resume=True)
+    words = "the saved state has 12 of 12 steps already: nothing is left to train; a larger training.steps goes on"
+    assert losses == [] and result.problems == (words,) and words in caplog.text
 
 
 def test_resuming_with_another_network_is_an_error_that_names_the_key(config):
@@ -272,7 +280,8 @@ def test_a_full_disk_stops_with_one_line_and_the_state_before_is_good(tmp_path, 
         fill_disk(patch, checkpoint, after=1)
         with pytest.raises(TrainingError, match=r"after step 8 could not be saved.*No space left.*step-00000004") as caught:
             train(config, FakeBackbone())
-    assert "\n" not in str(caught.value)
+    kept = tmp_path / "parts/out/net-step00000008.safetensors"
+    assert "\n" not in str(caught.value) and f"the network after step 8 is saved as {kept}" in str(caught.value) and open_network(kept).layers
     rest, _ = losses_of(config, resume=True)
     assert rest == whole[4:]
 

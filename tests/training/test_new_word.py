@@ -430,7 +430,7 @@ def test_a_state_from_before_there_were_words_is_gone_on_with(tmp_path):
     held = {section: values for section, values in state.config.items() if section != "embedding"}
     states.write(replace(state, config={**held, "data": {key: value for key, value in held["data"].items() if key != "trigger"}}))
     result = train(config.set("training.steps", 5), FakeBackbone(), resume=True)
-    assert result.steps == 5 and result.problems == ("resumed with another training.steps",)
+    assert result.steps == 5 and result.problems == ("resumed with another training.steps: 5, before 3",)
 
 
 def test_files_that_a_word_is_made_of_are_read_where_the_fence_allows_it():

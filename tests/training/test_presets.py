@@ -127,7 +127,8 @@ def test_a_config_of_a_kind_takes_every_setting_that_it_is_said_to_know(kind):
 
 def test_what_a_kind_does_not_know_is_known_by_another():
     unknown = unknown_settings()
-    assert {"network.init_rank", "network.target_rank", "network.orthogonality"} <= set(unknown["lora"]) - set(unknown["adalora"])
+    ranks = {f"network.{name}" for name in ("init_rank", "target_rank", "warmup", "final", "interval", "orthogonality")}
+    assert ranks <= set(unknown["lora"]) - set(unknown["adalora"])
     assert "network.conv_rank" in set(unknown["lora"]) - set(unknown["locon"])
     assert "network.rank" in unknown["norm"] and "network.rank" not in unknown["lora"]
     assert set.intersection(*map(set, unknown.values())) == set()

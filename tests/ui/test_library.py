@@ -196,7 +196,21 @@ def test_any_values_can_be_drawn(values):
 def test_a_look_at_what_is_shown_already_changes_nothing():
     look = make_look(Desk().page())
     first = look("", "networks", None)
-    assert first[2] == "3" and all(value == gr.update() for value in look("3", "networks", "cat"))
+    assert first[2].startswith("3 ") and all(value == gr.update() for value in look(first[2], "networks", "cat"))
+
+
+def test_the_list_is_read_anew_once_a_piece_of_work_has_ended_and_what_is_chosen_stays_so():
+    jobs = [{"id": 4, "title": "x", "phase": "running", "done": 0, "total": 1, "result": None, "error": None}]
+    desk = Desk([a_row("cat")], jobs)
+    blocks, _ = drawn(desk.page())
+    look, = events_of(blocks, "lycoris_library_refresh")
+    asked = ("networks", "cat", "", "Name", 0)
+    seen = look("", *asked)[2]
+    assert look(seen, *asked)[5:] == [gr.update()] * 5
+    jobs[0]["phase"] = "done"
+    desk._rows.append(a_row("cat-4"))
+    *_, files, _, _, _, _ = look(seen, *asked)
+    assert [name for _, name in files["choices"]] == ["cat", "cat-4"] and "value" not in files
 
 
 def test_the_newest_comparison_of_the_chosen_network_is_shown():

@@ -184,7 +184,7 @@ def test_nothing_stays_on_where_a_picture_breaks_off(webui, what):
     (a_unit("broken"), "cut off"), (a_unit(weight="heavy"), "unit.weight"), (a_unit(wieght=1), "did you mean weight"),
     ({"adapter": "canny one"}, "needs a picture"), (a_unit(picture="????"), "no picture in base64"), (a_unit(picture="aGFsbG8="), "can't be read"),
     (a_unit(preprocessor="cany"), "did you mean canny"), (a_unit(preprocessor="skeleton"), "needs key points"),
-    (a_unit("../../../../etc/hostname"), "no adapter is called"),
+    (a_unit("../../../../etc/hostname"), "no adapter is called"), (a_unit("", enabled=True), "no adapter is chosen"),
 ])
 def test_what_can_not_act_is_told_and_a_strict_unit_stops_the_picture(webui, unit, words):
     prompt = next(fresh)

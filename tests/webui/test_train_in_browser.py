@@ -95,3 +95,24 @@ def test_every_field_of_the_tab_has_a_label(page):
         .filter(field => !(field.labels?.length || field.getAttribute('aria-label') || field.getAttribute('aria-labelledby')))
         .map(field => field.outerHTML.slice(0, 120))""")
     assert unlabelled == []
+
+
+def test_folded_parts_and_uploads_are_reached_and_opened_by_keyboard(page):
+    focused = "document.activeElement.closest('#lycoris_upload, #lycoris_look, #lyco_adapters_txt2img')?.id"
+    page.on("filechooser", lambda chooser: page.evaluate("window.lycoChoosers = 1"))
+    open_tab(page, "Lyco")
+    page.locator("#lycoris_upload .label-wrap[role=button]").wait_for()
+    page.locator("#lycoris_sample").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate(focused) == "lycoris_upload"
+    assert page.evaluate("document.activeElement.getAttribute('aria-expanded')") == "false"
+    page.keyboard.press("Enter")
+    page.locator("#lycoris_upload .label-wrap[aria-expanded=true]").wait_for()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_function("window.lycoChoosers > 0")
+    open_tab(page, "txt2img")
+    page.locator("#lyco_adapters_txt2img > .label-wrap").focus()
+    page.keyboard.press(" ")
+    page.locator("#lyco_adapter_txt2img_1_enabled").wait_for()

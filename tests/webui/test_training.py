@@ -189,9 +189,11 @@ def test_what_is_wrong_is_told_at_once_in_one_line(webui, folder):
         assert status == 400 and word in error and "\n" not in error
     status, error = refused(webui, f"{ROUTE}/resume", {"output": {"name": ""}})
     assert status == 400 and "output.name" in error
-    webui.ask(ROUTE, config(folder / "missing", "bad"))
-    state = until(webui, lambda state: state["phase"] in ("failed", "done"))
-    assert state["phase"] == "failed" and "missing" in state["error"]
+    before = webui.ask(ROUTE)
+    for route in (ROUTE, f"{ROUTE}/check"):
+        status, error = refused(webui, route, config(folder / "missing", "bad"))
+        assert status == 400 and error.startswith("data.folders: ") and "missing" in error
+    assert webui.ask(ROUTE) == before
 
 
 def test_a_second_training_is_refused_and_a_picture_waits_for_the_first(webui, folder, unchanged):
