@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from .arguments import NETWORK_FOLDERS
 from .interrupt import InterruptedWork
 from .progress import finite
 
@@ -127,6 +130,7 @@ def _tell_end(result: Any, config: Any, as_json: bool, rank: int) -> None:
     Raises:
         InterruptedWork: it was stopped.
     """
+    from ..training.config import KINDS_WITHOUT_LAYERS
     from ..training.result import typed_for
 
     if rank:
@@ -144,6 +148,9 @@ def _tell_end(result: Any, config: Any, as_json: bool, rank: int) -> None:
     if not as_json:
         typed = typed_for(config, result.path)
         use = "use it as an adapter, with a control picture" if typed is None else f"use it with {typed} in a prompt"
+        folder = Path(config.output.folder).expanduser()
+        if config.network.kind not in KINDS_WITHOUT_LAYERS and not any(folder.resolve().is_relative_to(Path(own).resolve()) for own in NETWORK_FOLDERS):
+            use += f" (generate and studio find it with --networks {shlex.quote(str(folder))})"
         _print(f"saved {path}: {result.steps} steps in {result.seconds:.0f} s; {use}")
 
 

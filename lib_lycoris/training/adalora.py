@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..networks.adalora import AdaLoRALayer
 from ..networks.low_rank import LowRankLayer
 from ..patching.session import attach
@@ -41,6 +42,18 @@ def phases(settings: NetworkSettings, steps: int) -> Phases:
         warmup = min(warmup, max(steps - final - 1, 0)) if settings.warmup is None else warmup
         final = min(final, max(steps - warmup - 1, 0)) if settings.final is None else final
     return Phases(warmup, final, max(1, steps // 100) if settings.interval is None else settings.interval)
+
+
+def check_phases(settings: NetworkSettings, steps: int) -> None:
+    """Returns where the phases leave steps in which ranks are taken away.
+
+    Raises:
+        ConfigError: they leave none.
+    """
+    found = phases(settings, steps)
+    if found.warmup + found.final >= steps:
+        raise ConfigError(f"network.warmup = {found.warmup} and network.final = {found.final}: they leave none of the {steps} steps between them; shorten one, "
+                          "or train longer")
 
 
 class AdaLoRAMethod:

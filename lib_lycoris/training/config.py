@@ -639,6 +639,10 @@ class TrainConfig:
             sections = loads(text)
         except ValueError as error:
             raise ConfigError(f"config file {path}: no valid TOML: {' '.join(str(error).split())}") from error
+        if "datasets" in sections:
+            raise ConfigError(f'config file {path}: is a dataset description of kohya\'s trainers; give it as data.dataset = "{path}" in a config or by --set')
+        if "pretrained_model_name_or_path" in _names(sections):
+            raise ConfigError(f'config file {path}: holds settings of kohya\'s trainers; the page\'s "Save, load and share settings" makes a config of them')
         try:
             return cls.from_dict(sections)
         except ConfigError as error:
@@ -716,6 +720,11 @@ def _find_setting(section: str, name: Any) -> Setting:
     if elsewhere and not difflib.get_close_matches(str(name), known, n=1, cutoff=0.8):
         raise ConfigError(f"unknown key {section}.{name}; did you mean {elsewhere[0]}?")
     raise ConfigError(_unknown(f"key {section}.{name}", str(name), list(known), prefix=f"{section}."))
+
+
+def _names(values: Mapping[str, Any]) -> set[str]:
+    """The keys, and those of the tables in it."""
+    return {*values, *(key for value in values.values() if isinstance(value, Mapping) for key in value)}
 
 
 def _unknown_setting(key: str) -> str:

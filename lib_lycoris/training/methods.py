@@ -17,7 +17,7 @@ from ..networks.lokr import LokrLayer
 from ..networks.low_rank import LowRankLayer
 from ..networks.norm import NormLayer
 from ..patching.targets import Target
-from .adalora import AdaLoRAMethod, phases
+from .adalora import AdaLoRAMethod, check_phases, phases
 from .allocator import RankAllocator
 from .config import NetworkSettings, split_pattern
 from .draws import make_generator
@@ -33,6 +33,8 @@ def make_method(settings: NetworkSettings, targets: Mapping[Key, Target], steps:
     Raises:
         ConfigError: AdaLoRA's phases don't fit into the steps, or a layer can't be of that kind.
     """
+    if settings.kind == "adalora":
+        check_phases(settings, steps)
     layers = {key: create_layer(target, settings, seed).to(device) for key, target in targets.items()}
     if settings.kind != "adalora":
         return PlainMethod(layers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +31,19 @@ def check_optimizer(settings: TrainingSettings) -> None:
     schedule = settings.schedule_steps or settings.schedule
     if settings.optimizer == "schedule_free" and schedule != "constant":
         raise ConfigError(f'training.schedule = "{schedule}": schedule_free takes the place of a schedule; use "constant", warmup_steps are kept')
+
+
+def check_one_rate(rates: Iterable[float]) -> None:
+    """Returns where prodigy can be made for layers of these rates.
+
+    Raises:
+        ConfigError: they are not one and the same.
+    """
+    several = sorted(set(rates))
+    if len(several) > 1:
+        shown = ", ".join(f"{rate:g}" for rate in several)
+        raise ConfigError(f'training.optimizer = "prodigy": it finds one rate for all layers, the settings have {shown}; make the text encoder\'s and the '
+                          "blocks' rates equal to learning_rate")
 
 
 def odd_about_rates(settings: TrainingSettings) -> list[str]:
@@ -74,12 +87,8 @@ def _prodigy(groups: list[dict[str, Any]], settings: TrainingSettings) -> torch.
 
     With bias correction and the safeguard for warm-ups, as its authors advise for diffusion models.
     """
-    rates = sorted({group["lr"] for group in groups})
-    if len(rates) > 1:
-        shown = ", ".join(f"{rate:g}" for rate in rates)
-        raise ConfigError(f'training.optimizer = "prodigy": it finds one rate for all layers, the settings have {shown}; make the text encoder\'s and the '
-                          "blocks' rates equal to learning_rate")
-    optimizer = _package("prodigy").Prodigy(groups, lr=rates[0], use_bias_correction=True, safeguard_warmup=True)
+    check_one_rate(group["lr"] for group in groups)
+    optimizer = _package("prodigy").Prodigy(groups, lr=groups[0]["lr"], use_bias_correction=True, safeguard_warmup=True)
     for group in optimizer.param_groups:  # given to it when it is made, it would print a line into the program's output
         group["weight_decay"] = settings.weight_decay
     return optimizer

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import shown
 from ..patching.targets import Target, find_targets
+from .adalora import check_phases
 from .adapter import count_adapter
 from .backbone import Backbone
 from .captions import Drawn, compose, with_word
@@ -192,10 +193,12 @@ def check_training(
     config, dataset = found.config, found.learned
     every = find_targets(backbone.unet, backbone.text_encoders)
     targets = learning_targets(select_targets(every, config.network), config)
-    if config.network.start_from is not None and config.network.kind != "adapter":
-        check_start(config, targets)
     draws, batch = len(found.draws), config.data.batch_size
     steps = config.training.total_steps(draws, batch)
+    if config.network.kind == "adalora":
+        check_phases(config.network, steps)
+    if config.network.start_from is not None and config.network.kind != "adapter":
+        check_start(config, targets, steps)
     adapter = count_adapter(config, backbone) if config.network.kind == "adapter" else 0
     parameters = adapter + sum(count_parameters(target, config.network) for target in targets.values())
     word = make_word(config, backbone)

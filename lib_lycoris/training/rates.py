@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 from ..patching.targets import Target
 from .config import KINDS_WITHOUT_LAYERS, TrainConfig, TrainingSettings, split_pattern
+from .optimizers import check_one_rate
 from .selection import Key, matches
 from .step_list import StepList, parse_step_list
 
@@ -58,13 +59,15 @@ def learning_targets(targets: Mapping[Key, Target], config: TrainConfig) -> dict
     With network.start_from they stay, as they have something to keep: what they are in that file.
 
     Raises:
-        ConfigError: nothing is left, or AdaLoRA would have to move ranks out of layers that stay.
+        ConfigError: nothing is left, or the optimiser can't have several rates, or AdaLoRA would have to move ranks out of layers that stay.
     """
     if config.network.kind in KINDS_WITHOUT_LAYERS:
         return {}
     learning = {key: target for key, target in targets.items() if rate_of(key, config.training)}
     if not learning:
         raise ConfigError(f"training.block_learning_rates = {list(config.training.block_learning_rates)}: every layer's rate is 0; leave some above it")
+    if config.training.optimizer == "prodigy":
+        check_one_rate(rate_of(key, config.training) for key in learning)
     if config.network.start_from is None:
         return learning
     if config.network.kind == "adalora" and len(learning) < len(targets):

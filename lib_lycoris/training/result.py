@@ -42,4 +42,7 @@ def typed_for(config: TrainConfig, path: Path) -> str | None:
         return None
     if config.network.kind == "embedding":
         return path.stem
-    return f"<lyco:{path.stem}:1>" + (f" {config.word}" if config.word else "")
+    # PEFT's form with a text encoder is a folder with a network for each model: each has a tag of its own
+    parts = sorted(path.glob("*/adapter_model.safetensors"), reverse=True)
+    names = [part.relative_to(path.parent).with_suffix("").as_posix() for part in parts] or [path.stem]
+    return "".join(f"<lyco:{name}:1>" for name in names) + (f" {config.word}" if config.word else "")

@@ -18,14 +18,14 @@ from .selection import Key
 _KEY = "network.start_from"
 
 
-def check_start(config: TrainConfig, targets: Mapping[Key, Target]) -> None:
+def check_start(config: TrainConfig, targets: Mapping[Key, Target], steps: int) -> None:
     """Returns where the training can go on from the network file that the config names.
 
     Raises:
         ConfigError: as `start_from`.
     """
     assert config.network.start_from is not None
-    start_from(config.network.start_from, make_method(config.network, targets, 1, 0, torch.device("cpu")).layers)
+    start_from(config.network.start_from, make_method(config.network, targets, steps, 0, torch.device("cpu")).layers)
 
 
 @torch.no_grad()

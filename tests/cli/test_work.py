@@ -37,6 +37,10 @@ def test_what_train_saves_generate_uses(config_file, tiny_checkpoint, tmp_path, 
     network = tmp_path / "outputs" / "zorb.safetensors"
     assert (lines[-1]["done"]["path"], lines[-1]["done"]["steps"], lines[-1]["done"]["stopped"]) == (str(network), 3, False)
 
+    assert main.main(["train", str(config_file), "--resume"]) == 0  # has come to its end: saves the network again
+    told = capsys.readouterr()
+    assert f"use it with <lyco:zorb:1> in a prompt (generate and studio find it with --networks {network.parent})" in told.out
+
     def draw(prompt, out, *more):
         arguments = ["generate", "--prompt", prompt, "--checkpoint", tiny_checkpoint, "--networks", network.parent, "--seed", "3", "--steps", "2", "--out", out]
         return main.main([str(argument) for argument in (*arguments, *more)])

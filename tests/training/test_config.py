@@ -283,3 +283,14 @@ def test_epochs_become_steps_that_see_every_picture():
     assert training.total_steps(draws=5, batch_size=2) == 8
     assert TrainConfig().training.total_steps(5, 2) == 1000
     assert all(TrainConfig().set("training.steps", n).training.total_steps(5, 2) == n for n in (1, 17))
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("[general]\n[[datasets]]\nresolution = 512", "give it as data.dataset = "),
+    ("[model_arguments]\npretrained_model_name_or_path = 'x'", "Save, load and share settings"),
+])
+def test_kohyas_own_files_are_known_and_where_they_belong_is_told(text, words, tmp_path):
+    (tmp_path / "kohya.toml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.from_toml(tmp_path / "kohya.toml")
+    assert words in str(caught.value) and "kohya's trainers" in str(caught.value)

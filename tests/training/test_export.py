@@ -11,11 +11,13 @@ from torch import nn
 from lib_lycoris.errors import ConfigError, TrainingError
 from lib_lycoris.files.metadata import TrainingFacts, make_metadata
 from lib_lycoris.files.safetensors import read_header
+from lib_lycoris.library.catalogue import Catalogue
 from lib_lycoris.library.load import open_network
 from lib_lycoris.networks.dora import DecomposedLayer
 from lib_lycoris.networks.low_rank import LowRankLayer
 from lib_lycoris.patching.session import attach
 from lib_lycoris.patching.targets import find_targets
+from lib_lycoris.prompt.request import split_prompt
 from lib_lycoris.training.config import NetworkSettings, TrainConfig
 from lib_lycoris.training.description import describe_kind
 from lib_lycoris.training.export import network_tensors
@@ -23,6 +25,7 @@ from lib_lycoris.training.loop import train
 from lib_lycoris.training.methods import count_parameters, create_layer, make_method
 from lib_lycoris.training.peft_form import write_peft
 from lib_lycoris.training.rank_plot import arrange
+from lib_lycoris.training.result import typed_for
 from lib_lycoris.training.selection import select_targets
 
 from ..patching.trees import OpenClipText
@@ -148,6 +151,16 @@ def test_a_training_writes_pefts_form(tmp_path):
     config = json.loads((result.path / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 2.0)
     assert read_header(result.path / "adapter_model.safetensors").metadata["ss_output_name"] == "net"
+
+
+@pytest.mark.parametrize("text_encoder", [True, False])
+def test_the_tags_that_are_told_find_every_part_of_pefts_form(text_encoder, tmp_path):
+    config = make_config(tmp_path, **{"output.form": "peft", "network.kind": "lora", "network.text_encoder": text_encoder, "training.steps": 1})
+    typed = typed_for(config, train(config, FakeBackbone()).path)
+    _, requests, problems = split_prompt(typed)
+    catalogue = Catalogue([tmp_path / "out"])
+    found = {component for request in requests for component, _ in open_network(catalogue.find(request.name)).targets.values()}
+    assert not problems and found == ({"unet", "te1"} if text_encoder else {"unet"})
 
 
 @pytest.mark.parametrize("network", [{"kind": "lokr"}, {"kind": "full"}, {"kind": "norm"}, {"kind": "ia3"}, {"kind": "loha", "dora": True}])

@@ -202,7 +202,7 @@ def test_a_layer_without_ranks_has_no_lora():
 
 def test_phases_that_do_not_fit_the_steps_are_told(tmp_path):
     config = config_of(tmp_path, "adalora", **{"network.warmup": 8, "network.final": 8})
-    with pytest.raises(ConfigError, match="leave none of 12 steps"):
+    with pytest.raises(ConfigError, match="leave none of the 12 steps"):
         train(config, FakeBackbone())
 
 

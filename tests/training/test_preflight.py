@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
+import types
 
 import pytest
 import torch
@@ -67,7 +69,8 @@ def said(config):
     return "\n".join(check_training(config, FakeBackbone()).lines())
 
 
-def test_what_would_fail_in_the_training_fails_in_the_check(tmp_path):
+def test_what_would_fail_in_the_training_fails_in_the_check(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "prodigyopt", types.ModuleType("prodigyopt"))
     folder = make_pictures(tmp_path / "pictures", 3)
     config = config_for(folder, tmp_path)
     (tmp_path / "classes").mkdir()
@@ -76,13 +79,14 @@ def test_what_would_fail_in_the_training_fails_in_the_check(tmp_path):
     for key, value, words in (
         ("data.prior_folder", tmp_path / "none", "check data.prior_folder"), ("data.prior_folder", tmp_path / "classes", "x.png can't be read"),
         ("validation.folder", tmp_path / "none", "check validation.folder"), ("output.folder", folder / "0.png" / "deeper", "0.png is a file"),
+        ("training.optimizer", "prodigy", "one rate for all layers"), ("network.kind", "adalora", "leave none of the 4 steps"),
         ("network.start_from", tmp_path / "none", "does not exist"), ("network.start_from", tmp_path / "loha.safetensors", "is of kind loha"),
     ):
-        with pytest.raises((DatasetError, ConfigError)) as caught:
-            check_training(config.set(key, str(value)), FakeBackbone())
-        assert words in str(caught.value), key
-        with pytest.raises((DatasetError, ConfigError)):
-            train(config.set(key, str(value)), FakeBackbone())
+        also = {"prodigy": {"training.text_encoder_learning_rate": "0.5"}, "adalora": {"network.warmup": "9"}}.get(value, {})
+        for work in (check_training, train):
+            with pytest.raises((DatasetError, ConfigError)) as caught:
+                work(config.change({key: str(value), **also}), FakeBackbone())
+            assert words in str(caught.value) or (work is train and key == "output.folder"), key
 
 
 def test_settings_that_may_not_be_meant_are_told(tmp_path):
