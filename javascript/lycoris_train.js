@@ -4,6 +4,7 @@
 (function() {
     const often = 2000;
     const seldom = 10000;
+    const BUSY = ["preparing", "running", "pausing", "stopping"];
     let last = 0;
     let restored = false;
 
@@ -11,13 +12,10 @@
         return gradioApp().querySelector("#" + id);
     }
 
-    // What is said of the training now, where pictures have to wait for it; else nothing.
+    // What is said of the training now, where pictures have to wait for it; else nothing. Told by its phase: all words may be translated.
     function waiting() {
-        const stop = find("lycoris_stop");
-        const resume = find("lycoris_pause");
-        const busy = stop && !stop.disabled && resume && resume.textContent.trim() !== "Resume";
-        const words = find("lycoris_progress");
-        return busy && words ? words.innerText.trim().split("\n")[0] : "";
+        const words = gradioApp().querySelector("#lycoris_progress [data-phase]");
+        return words && BUSY.includes(words.dataset.phase) ? words.textContent.trim() : "";
     }
 
     // A line beneath the button Generate of each tab, put there once and filled as text.

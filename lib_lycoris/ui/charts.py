@@ -94,7 +94,9 @@ def _line(place: _Place, values: Sequence[float], colour: str, block: str) -> st
 
 def _colour(number: int, count: int) -> str:
     """From red to violet, as bright on a light page as on a dark one."""
-    return f"hsl({round(280 * number / max(count - 1, 1))} 75% 48%)"
+    hue = round(280 * number / max(count - 1, 1))
+    light = 48 if hue < 50 else 40 if hue < 200 else 64  # green is light and blue dark to the eye: all are to be seen on white and on black
+    return f"hsl({hue} 75% {light}%)"
 
 
 def _cells(title: str, shares: Sequence[float], figure: str) -> str:

@@ -52,7 +52,8 @@ def describe(seen: Mapping[str, Any]) -> str:
     rows = {
         "Can't be used": seen.get("problem"), "Kind": kind, "Base model": base(seen) or seen.get("base_model") or "not told",
         **_embedding(seen), **_adapter(seen),
-        "Write into the prompt": seen.get("tag"), "Trigger words": seen.get("trigger_phrase"), "Title": _unlike(seen.get("title"), seen["name"]),
+        "Write into the prompt": None if seen.get("problem") else seen.get("tag"),
+        "Trigger words": seen.get("trigger_phrase"), "Title": _unlike(seen.get("title"), seen["name"]),
         "Name from the training": _unlike(seen.get("alias"), seen["name"]), "Tags": seen.get("tags"), "Description": seen.get("description"),
         **{title: metadata.get(key) for key, title in _METADATA.items()},
         "File": seen.get("file"), "Size": f"{megabytes(seen.get('bytes') or 0)}, changed {day(seen.get('modified'))}", "Hash": (seen.get("hash") or "")[:12],

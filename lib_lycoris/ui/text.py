@@ -99,7 +99,7 @@ def progress(state: Mapping[str, Any]) -> str:
     if phase == "running" and state.get("seconds_left") is not None:
         words.append(f"about {duration(state['seconds_left'])} left")
     bar = f'<progress aria-label="Progress of the training" max="{int(steps) or 1}" value="{int(step)}"></progress>' if phase != "idle" else ""
-    return f"<p>{escape(' · '.join(words))}</p>{bar}{problems([state['error']] if state.get('error') else [])}"
+    return f"<p data-phase='{escape(str(phase), quote=True)}'>{escape(' · '.join(words))}</p>{bar}{problems([state['error']] if state.get('error') else [])}"
 
 
 def last_training(state: Mapping[str, Any]) -> str:

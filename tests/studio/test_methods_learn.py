@@ -28,24 +28,24 @@ from lib_lycoris.training.loop import train
 pytestmark = pytest.mark.slow
 
 EVERYWHERE = ["q", "k", "v", "out", "ff", "proj", "resnet", "sampler"]
-METHODS = {  # name: (kind, steps, settings other than the demo's, what is demanded of the new shape)
-    "lora": ("lora", 600, {}, 0.8),
-    "locon": ("locon", 600, {}, 0.8),
-    "dora": ("locon", 600, {"network.dora": True}, 0.8),
-    "loha": ("loha", 600, {"network.rank": 8, "network.alpha": 8}, 0.8),
-    "lokr": ("lokr", 600, {"network.factor": 8}, 0.8),
-    "adalora": ("adalora", 600, {"network.alpha": None, "network.targets": EVERYWHERE}, 0.8),
-    "full": ("full", 600, {"training.learning_rate": 1e-4, "training.text_encoder_learning_rate": 1e-4}, 0.8),
-    "norm": ("norm", 1500, {"training.learning_rate": 2e-2, "training.text_encoder_learning_rate": 1e-2}, 0.7),
-    "ia3": ("ia3", 1500, {"network.targets": EVERYWHERE, "training.learning_rate": 5e-2, "training.text_encoder_learning_rate": 2e-2}, 0.7),
+METHODS = {  # name: (kind, steps, settings other than the demo's)
+    "lora": ("lora", 600, {}),
+    "locon": ("locon", 600, {}),
+    "dora": ("locon", 600, {"network.dora": True}),
+    "loha": ("loha", 600, {"network.rank": 8, "network.alpha": 8}),
+    "lokr": ("lokr", 600, {"network.factor": 8}),
+    "adalora": ("adalora", 600, {"network.alpha": None, "network.targets": EVERYWHERE}),
+    "full": ("full", 600, {"training.learning_rate": 1e-4, "training.text_encoder_learning_rate": 1e-4}),
+    "norm": ("norm", 3000, {"training.learning_rate": 4e-2, "training.text_encoder_learning_rate": 2e-2}),
+    "ia3": ("ia3", 3000, {"network.targets": EVERYWHERE, "training.learning_rate": 5e-2, "training.text_encoder_learning_rate": 2e-2}),
 }
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_kind_learns_the_new_shape_and_keeps_what_is_known(name, tmp_path):
-    kind, steps, settings, wanted = METHODS[name]
+    kind, steps, settings = METHODS[name]
     result = run_demo(steps=steps, out=tmp_path, settings={"network.kind": kind, **settings})
-    assert result.concept[1] >= wanted and result.known[1] >= 0.75, result.last_line
+    assert result.concept[1] >= 0.8 and result.known[1] >= 0.75, result.last_line
 
 
 def word_config(shape, vectors, steps, rate, folder, model):

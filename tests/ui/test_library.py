@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import warnings
 
 import pytest
@@ -271,3 +272,17 @@ def test_a_file_that_is_gone_is_told_and_nothing_is_shown():
 
     _, actions = drawn(replace(page, describe=gone))
     assert actions.fill("networks", "cat")[0]["value"] == ""
+
+
+def test_the_lines_of_a_chart_stand_out_from_a_white_page_and_from_a_black_one():
+    for number in range(25):
+        hue, saturation, light = (float(part.rstrip("%")) for part in charts._colour(number, 25)[4:-1].split())
+        rgb = colorsys.hls_to_rgb(hue / 360, light / 100, saturation / 100)
+        luminance = sum(weight * (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4)
+                        for weight, part in zip((0.2126, 0.7152, 0.0722), rgb, strict=True))
+        assert 1.05 / (luminance + 0.05) > 2 and (luminance + 0.05) / 0.05 > 3  # contrast as WCAG counts it
+
+
+def test_what_can_not_be_used_has_no_tag_to_write():
+    told = library_text.describe({**a_row("cat", problem="damaged"), "tag": "<lyco:cat:1>"})
+    assert "damaged" in told and "lyco:cat" not in told and "lyco:cat" in library_text.describe({**a_row("cat"), "tag": "<lyco:cat:1>"})

@@ -362,6 +362,7 @@ def test_nothing_that_a_user_or_a_file_names_becomes_html():
 
 def test_progress_says_step_loss_and_time_left():
     html = text.progress({"phase": "running", "name": "dog", "step": 30, "steps": 100, "loss": 0.12345, "seconds": 65, "seconds_left": 4000})
+    assert "data-phase='running'" in html  # by which the host's page, whatever its language, knows that pictures wait
     for words in ("Training (dog)", "step 30 of 100", "loss 0.1235", "1 min 5 s so far", "about 1 h 6 min left", 'max="100" value="30"'):
         assert words in html
 

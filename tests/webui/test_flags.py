@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -97,6 +98,9 @@ def test_pictures_to_train_on_are_read_from_allowed_folders_where_others_reach_i
     def check(folder):
         return webui.ask("/lycoris/v1/train/check", {"data": {"folders": [str(folder)], "resolution": 64}, "output": {"name": "x"}}, case.user)
 
+    end = time.monotonic() + 60  # headless, the host answers before it has its checkpoint
+    while "is not loaded" in check(folder / "allowed")[1]["error"] and time.monotonic() < end:
+        time.sleep(0.2)
     status, answer = check(folder / "elsewhere")
     assert status == 400 and ("not allowed" in answer["error"]) == case.fenced and ("holds no picture" in answer["error"]) != case.fenced
     status, answer = check(folder / "allowed")

@@ -57,6 +57,8 @@ def test_killed_twice_and_gone_on_from_page_and_api(pictures, chromium, tmp_path
             open_tab(page, "Lyco")
             says(page, "Interrupted: the program ended during it")
             says(page, "(killed)")
+            page.locator("#lycoris_last").get_by_text("The last training, killed, was interrupted.").wait_for()
+            page.locator("#lycoris_last_take").click()
             page.wait_for_function("document.querySelector('#lycoris_output_name textarea, #lycoris_output_name input').value === 'killed'")
             assert field(page, "lycoris_data_folders").input_value() == str(pictures)
             page.locator("#lycoris_pause").get_by_text("Resume").click()
