@@ -96,6 +96,12 @@ def read_pictures(config: TrainConfig, watch: Watch | None = None) -> Pictures:
     elif any(picture.subset.control_folder is not None for picture in learned.pictures):
         odd = 'conditioning_data_dir is ignored: control pictures are for network.kind = "adapter"'
         learned = replace(learned, problems=(*learned.problems, odd))
+    if judged is not None:
+        known_ones = {picture.content for picture in learned.pictures}
+        both = [picture for picture in judged.pictures if picture.content in known_ones]
+        odd = [f"{len(both)} of {len(judged.pictures)} pictures in validation.folder are trained on, too, byte for byte, as {both[0].path}: the validation's "
+               "loss falls with them whatever is learned"] if both else []
+        learned = replace(learned, problems=(*learned.problems, *odd))
     return Pictures(config, learned, judged, *_split(config, learned), cache)
 
 

@@ -115,6 +115,13 @@ def test_class_pictures_that_are_learned_too_are_told(tmp_path):
     assert words in said(config) and any(words in problem for problem in train(config, FakeBackbone()).problems)
 
 
+def test_validation_pictures_that_are_trained_on_are_told(tmp_path):
+    folder = make_pictures(tmp_path / "pictures", 3)
+    config = config_for(folder, tmp_path).set("validation.folder", str(folder))
+    words = f"3 of 3 pictures in validation.folder are trained on, too, byte for byte, as {folder / '0.png'}"
+    assert words in said(config) and any(words in problem for problem in train(config, FakeBackbone()).problems)
+
+
 def test_a_text_encoder_alone_is_told(tmp_path):
     text = said(config_for(make_pictures(tmp_path / "pictures", 3), tmp_path, only=["text_model"]))
     assert "layers of the text encoder, the UNet is left as it is: " in text and "layers of the UNet" not in text
