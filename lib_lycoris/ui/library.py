@@ -112,7 +112,7 @@ def draw_library(blocks: gr.Blocks, tab: Any, page: LibraryPage) -> Actions:
     def look_and_list(seen: str, shelf: str, name: str | None, search: str, sort: str, number: int) -> list[Any]:
         """What is polled, and the list anew once a piece of work has ended, which may have written a file."""
         found = look(seen, shelf, name)
-        if not seen or not isinstance(found[2], str) or _ended(seen) == _ended(found[2]):
+        if not isinstance(found[2], str) or _ended(seen) == _ended(found[2]):
             return [*found, *(gr.update() for _ in chooser.listed)]
         updates, _ = chooser.update(shelf, search, sort, name, number)
         del updates[0]["value"]  # whoever has chosen another file meanwhile keeps that one
@@ -142,8 +142,8 @@ def make_look(page: LibraryPage) -> Callable[[str, str, str | None], list[Any]]:
 
 
 def _ended(seen: str) -> str:
-    """Which piece of work had ended last, of what `look` gives as seen."""
-    return seen.rpartition(" ")[2]
+    """Which piece of work had ended last, of what `look` gives as seen; "0" for none, and where nothing was seen yet."""
+    return seen.rpartition(" ")[2] or "0"
 
 
 def _figures(page: LibraryPage, shelf: str, name: str | None) -> Any:
