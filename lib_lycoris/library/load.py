@@ -57,9 +57,16 @@ def read_network(path: str | os.PathLike[str], alpha: float | None = None, init_
         arranged = arrange(file)
         if not arranged.layers:
             raise NetworkFileError(_what_else(path, file))
+        _settle_text_encoder(path, file, arranged)
         return _assemble(path, file, arranged, Hints(alpha=alpha, init_rank=init_rank), mapped)
     except NetworkFileError as error:
         raise error if str(error).startswith(shown(path)) else NetworkFileError(f"{shown(path)}: {error}") from error
+
+
+def _settle_text_encoder(path: str | os.PathLike[str], file: TensorFile, arranged: Arrangement) -> None:
+    """PEFT's files name no model; that of a second text encoder spells its layers like one of the first, and its folder alone says whose it is."""
+    if _is_peft(path, file) and Path(path).absolute().parent.name == "text_encoder_2":
+        arranged.homes.update({module: ("te2", name) for module, (component, name) in arranged.homes.items() if component == "te1"})
 
 
 def _assemble(path: str | os.PathLike[str], file: TensorFile, arranged: Arrangement, said: Hints, mapped: bool) -> Network:

@@ -163,6 +163,14 @@ def test_the_tags_that_are_told_find_every_part_of_pefts_form(text_encoder, tmp_
     assert not problems and found == ({"unet", "te1"} if text_encoder else {"unet"})
 
 
+def test_pefts_file_of_a_second_text_encoder_is_for_that_one(tmp_path):
+    _, layers = trained("lora", FakeBackbone())
+    texts = {("te2", name): layer for (component, name), layer in layers.items() if component == "te1"}
+    write_peft(tmp_path / "net", {**layers, **texts}, "fp32", {})
+    files = sorted((tmp_path / "net").glob("*/adapter_model.safetensors"))
+    assert [{component for component, _ in open_network(path).targets.values()} for path in files] == [{"te1"}, {"te2"}, {"unet"}]
+
+
 @pytest.mark.parametrize("network", [{"kind": "lokr"}, {"kind": "full"}, {"kind": "norm"}, {"kind": "ia3"}, {"kind": "loha", "dora": True}])
 def test_kinds_without_a_form_in_peft_are_told_before_training(network):
     with pytest.raises(ConfigError, match="PEFT has no form"):
