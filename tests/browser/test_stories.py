@@ -90,9 +90,12 @@ def draw(page, studio, prompt, seed, batch=1, steps=20):
     open_tab(page, "Generate")
     for field, value in (("prompt", prompt), ("seed", seed), ("batch", batch), ("steps", steps)):
         write(box(page, f"generate_{field}"), str(value))
+    value = "document.querySelector('#lycoris_files textarea, #lycoris_files input')?.value"
+    last = page.evaluate(value)
     page.locator("#lycoris_generate").click()
-    page.wait_for_function("([prompt, seed]) => (text => text.startsWith(prompt) && text.includes(`Seed: ${seed},`))"
-                           "(document.querySelector('#lycoris_infotext textarea')?.value ?? '')", arg=[prompt, seed])
+    page.wait_for_function(f"last => ![last, undefined, ''].includes({value})", arg=last)
+    infotext = page.locator("#lycoris_infotext textarea").input_value()
+    assert infotext.startswith(prompt) and f"Seed: {seed}," in infotext
     assert page.locator("#lycoris_generate_problem [role=alert]").count() == 0
     made = sorted(set(folder.glob("*.png")) - before, key=lambda path: int(path.stem.split("-")[-2]))
     assert len(made) == batch
