@@ -16,6 +16,8 @@ _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 Geometry = tuple[Sequence[int], Sequence[int], Sequence[int]]
 """Stride, padding and dilation of a convolution."""
 Pull = Callable[..., Sequence["Tensor | None"]]
+Make = Callable[[], "tuple[tuple[Tensor, Tensor], Pull]"]
+"""Makes two factors out of parameters, and what turns the factors' gradients into those of the parameters."""
 
 
 def add_product(
@@ -39,7 +41,7 @@ def add_product(
 
 
 def add_made_product(
-    output: Tensor, x: Tensor, make: Callable[[], tuple[tuple[Tensor, Tensor], Pull]], parameters: Sequence[Tensor], scale: float = 1.0,
+    output: Tensor, x: Tensor, make: Make, parameters: Sequence[Tensor], scale: float = 1.0,
     geometry: Geometry | None = None,
 ) -> Tensor:
     """The same for factors that are themselves made of `parameters`: they are made anew for the backward pass, so that none of them is kept.
@@ -62,7 +64,7 @@ class _Added(torch.autograd.Function):
         ctx: Any, output: Tensor, x: Tensor, down: Tensor, up: Tensor, values: Tensor | None, scale: float, geometry: Geometry | None
     ) -> Tensor:
         with as_given(x.device.type):
-            inner = _inner(x, down, geometry)
+            inner = inner_of(x, down, geometry)
             total = _plus(output, _weighted(inner, values), up.flatten(1) if up.ndim > 2 else up, scale, is_ours(output))
         ctx.recipe, ctx.scale, ctx.geometry = recipe(x), scale, geometry
         ctx.save_for_backward(None if ctx.recipe else x, None if _outgrows(inner, down, up) else inner, down, up, values)
@@ -76,25 +78,25 @@ class _Added(torch.autograd.Function):
         with as_given(gradient.device.type):
             x = ctx.recipe() if x is None else x
             if inner is None and (wanted[3] or wanted[4]):
-                inner = _inner(x, down, ctx.geometry)
-            outer = _back_inner(gradient, up.flatten(1) if up.ndim > 2 else up, ctx.scale, ctx.geometry)
+                inner = inner_of(x, down, ctx.geometry)
+            outer = back_inner(gradient, up.flatten(1) if up.ndim > 2 else up, ctx.scale, ctx.geometry)
             if wanted[4]:
                 by_values = (outer * inner).sum([axis for axis in range(inner.ndim) if axis != 1]).view(values.shape)
             if wanted[3]:
-                by_up = _back_up(gradient, _weighted(inner, values), ctx.scale, ctx.geometry).reshape(up.shape)
-            by_x, by_down = _back_down(_weighted(outer, values), x, down, ctx.geometry, wanted[1], wanted[2])
+                by_up = back_up(gradient, _weighted(inner, values), ctx.scale, ctx.geometry).reshape(up.shape)
+            by_x, by_down = back_down(_weighted(outer, values), x, down, ctx.geometry, wanted[1], wanted[2])
         return gradient if wanted[0] else None, by_x, by_down, by_up, by_values, None, None
 
 
 class _AddedMade(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, x: Tensor, make: Callable[[], tuple[tuple[Tensor, Tensor], Pull]], scale: float, geometry: Geometry | None,
+        ctx: Any, output: Tensor, x: Tensor, make: Make, scale: float, geometry: Geometry | None,
         *parameters: Tensor,
     ) -> Tensor:
         with as_given(x.device.type):
             up, down = (factor.to(output.dtype) for factor in make()[0])
-            inner = _inner(x, down, geometry)
+            inner = inner_of(x, down, geometry)
             total = _plus(output, inner, up, scale, is_ours(output))
         ctx.recipe, ctx.make, ctx.scale, ctx.geometry = recipe(x), make, scale, geometry
         ctx.save_for_backward(None if ctx.recipe else x, None if _is_cheap(down, up) else inner, *parameters)
@@ -108,9 +110,9 @@ class _AddedMade(torch.autograd.Function):
             with torch.enable_grad():
                 exact, pull = ctx.make()
             up, down = (factor.detach().to(gradient.dtype) for factor in exact)
-            outer = _back_inner(gradient, up, ctx.scale, ctx.geometry)
-            by_up = _back_up(gradient, _inner(x, down, ctx.geometry) if inner is None else inner, ctx.scale, ctx.geometry)
-            by_x, by_down = _back_down(outer, x, down, ctx.geometry, ctx.needs_input_grad[1], True)
+            outer = back_inner(gradient, up, ctx.scale, ctx.geometry)
+            by_up = back_up(gradient, inner_of(x, down, ctx.geometry) if inner is None else inner, ctx.scale, ctx.geometry)
+            by_x, by_down = back_down(outer, x, down, ctx.geometry, ctx.needs_input_grad[1], True)
             gradients = pull(by_up.to(exact[0]), by_down.to(exact[1]))
         return gradient if ctx.needs_input_grad[0] else None, by_x, None, None, None, *gradients
 
@@ -128,7 +130,7 @@ def _is_cheap(down: Tensor, up: Tensor) -> bool:
     return 8 * down[0].numel() <= len(up)
 
 
-def _inner(x: Tensor, down: Tensor, geometry: Geometry | None) -> Tensor:
+def inner_of(x: Tensor, down: Tensor, geometry: Geometry | None) -> Tensor:
     """[N,R] of a linear layer, [B,R,H',W'] of a convolution."""
     if geometry is None:
         return _rows(x) @ down.t()
@@ -157,7 +159,7 @@ def _plus(output: Tensor, inner: Tensor, up: Tensor, scale: float, in_place: boo
     return total
 
 
-def _back_inner(gradient: Tensor, up: Tensor, scale: float, geometry: Geometry | None) -> Tensor:
+def back_inner(gradient: Tensor, up: Tensor, scale: float, geometry: Geometry | None) -> Tensor:
     """The gradient of what was multiplied with `up`."""
     if geometry is None:
         return _times(_rows(gradient) @ up, scale)
@@ -166,7 +168,7 @@ def _back_inner(gradient: Tensor, up: Tensor, scale: float, geometry: Geometry |
     return _times(torch.bmm(up.t().expand(len(gradient), -1, -1), gradient.flatten(2)), scale).view(len(gradient), -1, *gradient.shape[2:])
 
 
-def _back_up(gradient: Tensor, inner: Tensor, scale: float, geometry: Geometry | None) -> Tensor:
+def back_up(gradient: Tensor, inner: Tensor, scale: float, geometry: Geometry | None) -> Tensor:
     """The gradient of `up` [O,R]."""
     if geometry is None:
         return _times((inner.t() @ _rows(gradient)).t(), scale)
@@ -179,7 +181,7 @@ def _times(tensor: Tensor, scale: float) -> Tensor:
     return tensor if scale == 1 else tensor.mul_(scale)
 
 
-def _back_down(
+def back_down(
     outer: Tensor, x: Tensor, down: Tensor, geometry: Geometry | None, for_x: bool, for_down: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of x and `down` from that of their product."""

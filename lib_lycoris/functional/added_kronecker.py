@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .added import Geometry, Pull, is_ours
+from .added import Geometry, Make, is_ours
 from .kept import recipe
 from .precision import as_given
 
@@ -17,7 +17,7 @@ _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
 def add_kronecker_product(
-    output: Tensor, x: Tensor, make: Callable[[], tuple[tuple[Tensor, Tensor], Pull]], parameters: Sequence[Tensor], scale: float = 1.0,
+    output: Tensor, x: Tensor, make: Make, parameters: Sequence[Tensor], scale: float = 1.0,
     geometry: Geometry | None = None,
 ) -> Tensor:
     """output + scale · (w1 ⊗ w2) · x as a new tensor of output's dtype.
@@ -39,7 +39,7 @@ class _Added(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, x: Tensor, make: Callable[[], tuple[tuple[Tensor, Tensor], Pull]], scale: float, geometry: Geometry | None,
+        ctx: Any, output: Tensor, x: Tensor, make: Make, scale: float, geometry: Geometry | None,
         *parameters: Tensor,
     ) -> Tensor:
         with as_given(x.device.type):

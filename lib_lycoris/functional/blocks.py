@@ -7,13 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-_NEAR = 1 << 17  # values that stay in a processor's own cache, and whose memory is not asked of the system anew each time
+NEAR = 1 << 17
+"""So many values stay in a processor's own cache, and their memory is not asked of the system anew each time."""
 
 
-def rows_at_once(weight: Tensor) -> int:
-    """How many rows of `weight` [O,…] a processor does best to work through at once, at least one; on other devices all."""
+def rows_at_once(weight: Tensor, tensors: int = 1) -> int:
+    """How many rows of `weight` [O,…], or of so many tensors like it, a processor does best to work through at once, at least one; other devices: all."""
     rows = weight.shape[0]
-    return max(1, rows * _NEAR // max(weight.numel(), 1)) if weight.device.type == "cpu" else max(rows, 1)
+    return max(1, rows * NEAR // max(tensors * weight.numel(), 1)) if weight.device.type == "cpu" else max(rows, 1)
 
 
 def multiply_blocks(blocks: Tensor, x: Tensor, dim: int) -> Tensor:

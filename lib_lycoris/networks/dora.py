@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from lib_lycoris.errors import ConfigError
 from lib_lycoris.functional.decomposition import lengths, relative_gain
 from lib_lycoris.networks import parts, rotations
-from lib_lycoris.networks.layer import Layer
+from lib_lycoris.networks.layer import Layer, Way
 
 MARKS = ("dora_scale", "lora_magnitude_vector")
 
@@ -95,8 +95,8 @@ class DecomposedLayer(nn.Module, Layer):
             return parts.output_with(x, module, base, None) * gain.to(x) + beside * (gain + 1).to(beside)
         return parts.output_with(x * gain.to(x), module, base, None) + self.inner.delta_output(x * (gain + 1).to(x), module, weight, bias)
 
-    def belongs_in_weight(self, places: int | None = None) -> bool:
-        return True
+    def way(self, places: int | None = None, merges: bool = True) -> Way:
+        return "weight"
 
     def fits(self, shape: Sequence[int]) -> bool:
         return self.inner.fits(shape) and self._axis(shape) is not None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lib_lycoris.networks import parts
 from lib_lycoris.networks.hints import Hints
-from lib_lycoris.networks.layer import Layer
+from lib_lycoris.networks.layer import Layer, Way
 
 MARKS = ("diff", "diff_b", "set_weight")
 
@@ -53,8 +53,8 @@ class FullLayer(nn.Module, Layer):
     def delta_bias(self, bias: Tensor | None) -> Tensor | None:
         return None if self.diff_b is None else self.diff_b.float() if bias is None else self.diff_b.to(bias.device).float()
 
-    def belongs_in_weight(self, places: int | None = None) -> bool:
-        return True
+    def way(self, places: int | None = None, merges: bool = True) -> Way:
+        return "weight"
 
     def add_to(self, total: Tensor, base: Tensor, strength: float) -> None:
         parts.check_fits(self, total.shape, self._size())

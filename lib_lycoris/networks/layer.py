@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
 from lib_lycoris.errors import ConfigError
-from lib_lycoris.functional.added import Pull, pulled
+from lib_lycoris.functional.added import Make, Pull, pulled
 from lib_lycoris.networks.parts import base_of, bias_of, full_precision, output_with
+
+Way = Literal["beside", "weight", "factors"]
+"""How a layer takes part in training: ΔW's own product beside its module's; or one product with W + ΔW, which is made anew for the backward pass, and there
+either the gradient of the whole weight, or products for those of the factors alone."""
 
 
 class Layer(Protocol):
@@ -70,13 +74,20 @@ class Layer(Protocol):
         """The parameters that want a gradient, in the order in which `weight_with` gives it."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def belongs_in_weight(self, places: int | None = None) -> bool:
-        """Whether training takes less time with one product with W + ΔW, which is made anew for the backward pass, than with ΔW's own product beside.
+    def way(self, places: int | None = None, merges: bool = True) -> Way:
+        """By which way training takes the least time.
 
         Args:
-            places: how many rows the product has: tokens or pixels times the batch; None: whether it is so for any number of them.
+            places: how many rows the product has: tokens or pixels times the batch; None: whether there is any number of them for which it is not "beside".
+            merges: whether W + ΔW is exact enough to be multiplied with; where not, ΔW has a product of its own on the way "weight" too.
         """
-        return False
+        return "beside"
+
+    def weight_and_factors(self, base: Tensor, strength: float) -> tuple[Callable[[], Tensor], Make]:
+        """What makes base + strength · ΔW(base), and what makes factors up [O,R] and down [R,I(,K,K)] with up · down = strength · ΔW and turns their gradients
+        into those of `trained_parameters`. Only of a kind that goes the way "factors".
+        """
+        raise NotImplementedError(f"{self.algorithm} has no factors to train by")
 
     def add_to(self, total: Tensor, base: Tensor, strength: float) -> None:
         """Adds strength · ΔW for the base weight `base` [O,…] to `total`, float32 or float64 of the same shape and on the same device, in place."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lib_lycoris.functional.added import Pull, add_made_product, pulled
+from lib_lycoris.functional.added import Make, Pull, add_made_product, pulled
 from lib_lycoris.functional.hadamard import add_hadamard, hadamard_delta, khatri_rao_factors, khatri_rao_with_gradients
 from lib_lycoris.functional.low_rank import conv_output, fold_core, linear_output
 from lib_lycoris.networks import parts
 from lib_lycoris.networks.hints import Hints
-from lib_lycoris.networks.layer import Layer
+from lib_lycoris.networks.layer import Layer, Way
 
 MARKS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 
@@ -131,14 +131,35 @@ class LohaLayer(nn.Module, Layer):
         if plain is None:
             return super().weight_with(base, strength)
         with torch.no_grad():
-            matrix, pull = add_hadamard(base.reshape(base.shape[0], -1), plain, strength * self.scale)
+            matrix, pull = self._added_to(base, plain, strength)
         return matrix.view(base.shape), lambda gradient: pull(gradient.reshape(matrix.shape))
 
-    def belongs_in_weight(self, places: int | None = None) -> bool:
+    def weight_and_factors(self, base: Tensor, strength: float) -> tuple[Callable[[], Tensor], Make]:
+        plain, scale = self._plain(), strength * self.scale
+
+        def make() -> tuple[tuple[Tensor, Tensor], Pull]:
+            (up, down), pull = self._made(plain)
+            return (up.mul_(scale), down.view(-1, *base.shape[1:])), lambda by_up, by_down: pull(by_up.mul_(scale), by_down.reshape(down.shape))
+
+        def weigh() -> Tensor:
+            with torch.no_grad():
+                return self._added_to(base, plain, strength)[0].view(base.shape)
+
+        return weigh, make
+
+    def way(self, places: int | None = None, merges: bool = True) -> Way:
         rows, columns = self._size
+        if places is None:
+            return "weight"
         size, sides, ranks = rows * columns, rows + columns, self._ranks
-        # products of the weight's gradient and of both halves, forth and back, against one of R² ranks with all its gradients; entries count about ten
-        return places is None or size * (2 * places + 16 * self.rank + _PASSES) < sides * ranks * (6 * places + _PASSES)
+        # each way's products beyond the layer's own, in the order of `Way`; entries count about so many more
+        costs = {
+            "beside": sides * ranks * (6 * places + _PASSES),
+            "weight": size * ((2 if merges else 6) * places + 16 * self.rank + _PASSES),
+        }
+        if merges and self._plain():
+            costs["factors"] = sides * ranks * (4 * places + _PASSES) + size * (8 * self.rank + _PASSES)
+        return min(costs, key=costs.get)
 
     def add_to(self, total: Tensor, base: Tensor, strength: float) -> None:
         parts.check_fits(self, total.shape, self._size)
@@ -175,6 +196,9 @@ class LohaLayer(nn.Module, Layer):
                 return khatri_rao_with_gradients(plain)
         factors = self.product()
         return factors, pulled(factors, self.trained_parameters())
+
+    def _added_to(self, base: Tensor, plain: list[Tensor], strength: float) -> tuple[Tensor, Pull]:
+        return add_hadamard(base.reshape(len(base), -1), plain, strength * self.scale)
 
     def _plain(self) -> list[Tensor] | None:
         """The parameters, if they are four matrices in float32, without cores, all of which are trained."""

@@ -160,7 +160,7 @@ class Slot:
         self.followed = not self._fused and any(wish.way == "trained" for wish in self.wishes if wish not in self.beside)
 
     def _into_weight(self, wish: Wish) -> bool:
-        if wish.way == "trained" and wish.effect.layer.belongs_in_weight():
+        if wish.way == "trained" and wish.effect.layer.way() != "beside":
             return True
         return self._fused or (wish.way == "merged" and (wish.effect.dial is None or wish.effect.target.component != "unet"))
 

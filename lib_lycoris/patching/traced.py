@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lib_lycoris.functional.added import Geometry, Pull, pulled
+from lib_lycoris.functional.merged import merged_output
 from lib_lycoris.functional.precision import autocasts
 from lib_lycoris.functional.rebuilt import rebuilt_output
+from lib_lycoris.networks.layer import Way
 
 from .merge import merge_bias, merge_in_graph
 from .plan import Effect
@@ -59,14 +61,18 @@ class TracedWeight(Tensor):
     def _product(self, func: Any, x: Tensor, bias: Tensor | None, rest: tuple, kwargs: dict[str, Any]) -> Tensor:
         module = self.effects[0].target.module
         geometry, groups = _geometry(rest, kwargs) if isinstance(module, _ConvNd) else (None, 1)
-        joins, given = self._joins(x, module, geometry), x
+        merges = not autocasts(x.device.type) and x.dtype == self.own.dtype and x.dtype in _EXACT
+        way, given = self._way(x, module, geometry, merges), x
         if geometry is not None and isinstance(geometry[1], str):
             x, geometry = F.pad(x, module._reversed_padding_repeated_twice), (geometry[0], (0,) * len(geometry[0]), geometry[2])
-        if joins and not autocasts(x.device.type) and x.dtype == self.own.dtype and x.dtype in _EXACT:
+        if merges and way != "beside":
             bias = merged_bias(bias, self.own, self.effects)
+            if way == "factors":
+                effect = self.effects[0]
+                return merged_output(x, bias, *effect.layer.weight_and_factors(self.own, effect.amount), _parameters(self.effects), geometry)
             return rebuilt_output(x, bias, self._sum, _parameters(self.effects), geometry, groups)
         output = func(given, self.own, bias, *rest, **{name: value for name, value in kwargs.items() if name != "bias"})
-        if joins:
+        if way != "beside":
             own = merged_bias(None, self.own, self.effects)
             beside = rebuilt_output(
                 x.to(output.dtype), None if own is None else own.to(output.dtype), self._delta, _parameters(self.effects), geometry, groups
@@ -88,15 +94,18 @@ class TracedWeight(Tensor):
         total = sum(effect.amount * effect.layer.delta(self.own) for effect in self.effects)
         return total, pulled([total], _parameters(self.effects))
 
-    def _joins(self, x: Tensor, module: nn.Module, geometry: Geometry | None) -> bool:
-        """Whether to make ΔW, twice, is less work than its factors' product beside; or the input was padded already, which beside would do again."""
+    def _way(self, x: Tensor, module: nn.Module, geometry: Geometry | None, merges: bool) -> Way:
+        """The cheapest for all; "weight" where the input was padded already, which beside would do again."""
         if geometry is None:
             places = x.numel() // x.shape[-1]
         else:
             if module.padding_mode != "zeros" or isinstance(geometry[1], str):
-                return True
+                return "weight"
             places = x.numel() // x.shape[1] // math.prod(geometry[0])
-        return any(effect.layer.belongs_in_weight(places) for effect in self.effects)
+        ways = {effect.layer.way(places, merges) for effect in self.effects}
+        if ways == {"factors"} and len(self.effects) == 1 and getattr(module, "groups", 1) == 1:
+            return "factors"
+        return "beside" if ways == {"beside"} else "weight"
 
 
 def _geometry(rest: tuple, kwargs: dict[str, Any]) -> tuple[Geometry, int]:

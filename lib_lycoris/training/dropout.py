@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..networks.layer import Way
 from .config import NetworkSettings
 from .draws import make_generator
 from .selection import Key
@@ -131,9 +132,9 @@ class DroppedLayer:
         """The module's output with what is added to it now."""
         return output + strength * self.delta_output(x, module, weight).to(output.dtype)
 
-    def belongs_in_weight(self, places: int | None = None) -> bool:
-        """Never: what is left away of the inputs has no place there."""
-        return False
+    def way(self, places: int | None = None, merges: bool = True) -> Way:
+        """Beside: what is left away of the inputs has no place in the weight."""
+        return "beside"
 
     def _call(self, method: str, *args: Any) -> Tensor:
         kept = {name: self._dropout.ranks(self._key, name, len(value), value.device) for name, value in self._ranked.items()}

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from lib_lycoris.functional.added import add_made_product, add_product, pulled
 from lib_lycoris.functional.added_kronecker import add_kronecker_product
 from lib_lycoris.functional.kept import recipe
+from lib_lycoris.functional.merged import merged_output
 from lib_lycoris.functional.rebuilt import rebuilt_output
 
 LINEAR = {"x": (2, 3, 5), "down": (2, 5), "up": (4, 2), "output": (2, 3, 4), "geometry": None}
@@ -141,6 +142,27 @@ def test_a_weight_that_is_made_anew_and_its_gradients_are_right(name):
     torch.testing.assert_close(run(x, bias, down, up), F.linear(x, weight, bias) if case["geometry"] is None else
                                convolutions[x.ndim](x, weight, bias, *case["geometry"]))
     assert torch.autograd.gradcheck(run, (x, bias, down, up))
+
+
+@every_case
+def test_a_merged_product_gives_its_factors_the_same_gradients_as_one_beside(name):
+    case = CASES[name]
+    x, down, up = draw(case, "x", "down", "up")
+    bias = torch.randn(len(up), dtype=torch.float64).requires_grad_(True)
+    base = torch.randn(len(up), *down.shape[1:], dtype=torch.float64)
+    convolutions = {3: F.conv1d, 4: F.conv2d}
+
+    def run(x, bias, down, up):
+        def weigh():
+            return base + torch.einsum("or,r...->o...", up, down * 0.7).detach()
+
+        return merged_output(x, bias, weigh, made(lambda: (up * 0.7, down.clone()), down, up), (down, up), case["geometry"])
+
+    own = F.linear(x, base, bias) if case["geometry"] is None else convolutions[x.ndim](x, base, bias, *case["geometry"])
+    torch.testing.assert_close(run(x, bias, down, up), slow(own, x, down, up, 0.7, None, case["geometry"]))
+    assert torch.autograd.gradcheck(run, (x, bias, down, up))
+    kept = run(x, bias, down, up).grad_fn.saved_tensors
+    assert [tensor.data_ptr() for tensor in kept] == [tensor.data_ptr() for tensor in (x, down, up)], "neither weight nor what lies between the factors"
 
 
 def test_grouped_convolutions_with_a_weight_that_is_made_anew():

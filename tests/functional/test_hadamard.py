@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lib_lycoris.functional.hadamard import hadamard_delta, khatri_rao_factors
+from lib_lycoris.functional import blocks, hadamard
+from lib_lycoris.functional.hadamard import add_hadamard, hadamard_delta, khatri_rao_factors, khatri_rao_with_gradients
 
 
 def halves(out=5, into=6, ranks=(3, 2)):
@@ -34,3 +35,24 @@ def test_half_precision_is_multiplied_in_float32():
     exact = hadamard_delta(*(part.double().float() for part in parts), (5, 6))
     assert torch.equal(hadamard_delta(*parts, (5, 6)), exact)
     assert all(factor.dtype == torch.float32 for factor in khatri_rao_factors(*parts))
+
+
+@pytest.mark.parametrize("near", [1 << 17, 24, 1])
+def test_sums_and_gradients_are_the_same_in_one_part_and_in_many(near, monkeypatch):
+    monkeypatch.setattr(blocks, "NEAR", near)
+    monkeypatch.setattr(hadamard, "NEAR", near)
+    parts = [part.double().requires_grad_(True) for part in halves(7, 6, (3, 3))]
+    left1, right1, left2, right2 = parts
+    base, seed = torch.randn(7, 6, dtype=torch.float64), torch.randn(7, 6, dtype=torch.float64)
+    wanted = base - 0.3 * (left1 @ right1) * (left2 @ right2)
+    expected = torch.autograd.grad(wanted, parts, seed)
+    with torch.no_grad():
+        total, pull = add_hadamard(base, parts, -0.3)
+        gradients = pull(seed)
+        (up, down), pull_factors = khatri_rao_with_gradients(parts)
+        through_factors = pull_factors(-0.3 * seed @ down.t(), up.t() @ seed * -0.3)
+    torch.testing.assert_close(total, wanted)
+    torch.testing.assert_close(up @ down * -0.3, wanted.detach() - base)
+    for own, other, exact in zip(gradients, through_factors, expected, strict=True):
+        torch.testing.assert_close(own, exact)
+        torch.testing.assert_close(other, exact)

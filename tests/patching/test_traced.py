@@ -109,6 +109,37 @@ def test_outputs_and_gradients_are_those_of_weights_made_in_the_graph(kind, case
     assert_untouched(tree, before)
 
 
+@pytest.mark.parametrize(("way", "layer", "places"), [
+    ("beside", nn.Linear(96, 96), 4), ("weight", nn.Linear(4, 8), 2048), ("factors", nn.Linear(96, 96), 2048), ("factors", nn.Conv2d(48, 96, 3, 2, 1), 1024),
+], ids=["beside", "weight", "factors", "factors, convolution"])
+def test_every_way_that_a_product_is_cheapest_by(way, layer, places, monkeypatch):
+    tree = Holder(a=layer.requires_grad_(False))
+    targets = find_targets(tree)
+    layers = {("unet", "a"): LohaLayer.create(layer, 3, generator=generator(3))}
+    with torch.no_grad():
+        for value in layers["unet", "a"].parameters():
+            value.add_(0.3 * torch.randn(value.shape, generator=generator(4)))
+    x = torch.randn(places, layer.in_features) if isinstance(layer, nn.Linear) else torch.randn(1, 48, 64, 64)
+    wanted_output = torch.func.functional_call(layer, {"weight": layer.weight + layers["unet", "a"].delta(layer.weight)}, (x,))
+    loss(wanted_output).backward()
+    wanted, taken = gradients_of(layers), []
+    asked = LohaLayer.way
+    monkeypatch.setattr(LohaLayer, "way", lambda self, *args: taken.append((args, asked(self, *args))) or taken[-1][1])
+    with attach(targets, layers):
+        output = layer(x)
+    assert [found for args, found in taken if args] == [way] and taken[-1][0] == (places, True)
+    torch.testing.assert_close(output, wanted_output, rtol=1e-4, atol=1e-4)
+    loss(output).backward()
+    assert_close_gradients(gradients_of(layers), wanted)
+
+
+def test_where_the_sum_would_be_rounded_a_product_of_its_own_is_weighed_against_the_factors():
+    layer = LohaLayer.create((320, 320), 8)
+    assert layer.way(4096) == "factors" and layer.way(4096, merges=False) == "beside"
+    small = LohaLayer.create((80, 80), 8)
+    assert small.way(4096) == "weight" and small.way(4096, merges=False) == "weight", "its ranks are nearly all that there are"
+
+
 @pytest.mark.parametrize("kind", ["loha, many ranks", "dora", "full", "ia3"])
 @pytest.mark.parametrize("layer", [nn.Linear(6, 8), nn.Conv2d(6, 8, 3, 2, 1), nn.Conv2d(6, 8, 3, padding=1, padding_mode="circular"),
                                    nn.Conv2d(6, 8, 3, padding="same"), nn.Conv2d(6, 8, 3, groups=2)], ids=["linear", "strided", "circular", "same", "grouped"])
