@@ -200,12 +200,17 @@ class Generation:
 
     def _leftovers(self) -> list[str]:
         titles = {part.network: request.name for part in self._parts for row in part.requests.values() for request in row}
-        counts = Counter(leftover.network for leftover in self.session.plan.leftovers)
-        firsts = {leftover.network: leftover for leftover in reversed(self.session.plan.leftovers)}
+        leftovers = [leftover for leftover in self.session.plan.leftovers if leftover.name not in leftover.network.replacing]
+        counts = Counter(leftover.network for leftover in leftovers)
+        firsts = {leftover.network: leftover for leftover in reversed(leftovers)}
+        replacing = {leftover.network: leftover for leftover in self.session.plan.leftovers if leftover.name in leftover.network.replacing}
         return [
             f"lyco: {count} of {len(network.layers)} layers of {shown(titles[network])!r} had no home, as {shown(firsts[network].name)!r}"
             f" ({firsts[network].reason}){f'; this file is for {_model_of(network)}' if 2 * count > len(network.layers) else ''}"
             for network, count in counts.items()
+        ] + [
+            f"lyco: {len(network.replacing)} tensors of {shown(titles[network])!r} are left out, as {shown(leftover.name)!r}: {leftover.reason}"
+            for network, leftover in replacing.items()
         ]
 
 

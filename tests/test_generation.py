@@ -103,6 +103,16 @@ def test_layers_without_a_home_are_counted_in_words_and_the_rest_is_on(generatio
     assert not torch.allclose(model(), plain)
 
 
+def test_what_would_replace_the_models_own_values_is_told_once(generation, model, tmp_path):
+    tensors = {f"base_model.model.{key}": torch.zeros(8) for key in ("a.base_layer.bias", "b.weight", "c.bias")}
+    factors = {"base_model.model.a.lora_A.weight": torch.zeros(2, 8), "base_model.model.a.lora_B.weight": torch.zeros(8, 2)}
+    save_file({**factors, **tensors}, tmp_path / "biased.safetensors")
+    generation.catalogue.scan()
+    problem, = generation.apply([Request("biased")])
+    assert problem.startswith("lyco: 3 tensors of 'biased' are left out, as 'base_model.model.") and "modules_to_save" in problem
+    assert generation.apply([Request("good")]) == []
+
+
 def test_a_file_that_was_deleted_meanwhile_is_a_problem_and_no_exception(generation, tmp_path):
     assert generation.apply([Request("good"), Request("other")]) == []
     (tmp_path / "good.safetensors").unlink()

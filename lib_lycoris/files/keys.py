@@ -21,6 +21,9 @@ _NAMED = re.compile(
     r"(.+)\.(lora_(?:up|down|mid)\.weight|lora_up\.bias|alpha|scale|dora_scale|bias_(?:indices|values|size)|(?:[ab][12]|bm)\.weight|oft_(?:blocks|diag)|rescale"
     r"|on_input|[wb]_norm|diff(?:_b)?|set_weight)"
 )
+# What diffusers' conversion to kohya's form makes of a DoRA's lengths, and of a UNet's factors where text encoders were trained too.
+_HALF_KOHYA = re.compile(r"(lora_(?:unet|te\d?)[._].+)\.(lora_magnitude_vector)|(lora_(?:unet|te\d?)_[^.]+)_lora\.(down|up)\.weight")
+_WHOLE = re.compile(r"(base_model\.model\..+|.+\.base_layer)\.(weight|bias)")
 _HCP_NAMES = {"W_down": "lora_down.weight", "W_up": "lora_up.weight", "bias": "lora_up.bias", "alpha": "scale"}
 _FACTORS = {("A", "weight"): "lora_down.weight", ("B", "weight"): "lora_up.weight", ("B", "bias"): "lora_up.bias", ("A", "bias"): "lora_down.bias"}
 
@@ -35,6 +38,8 @@ def split_key(key: str) -> tuple[str, str] | None:
     if ".___." in key:
         match = _HCP.fullmatch(key)
         return (match[1], _HCP_NAMES.get(match[2], match[2])) if match else None
+    if match := _HALF_KOHYA.fullmatch(key):
+        return (match[1].replace(".", "_"), match[2]) if match[1] else (match[3], f"lora_{match[4]}.weight")
     head, dot, rest = key.partition(".")
     if dot and _KOHYA.fullmatch(head) and not rest.startswith(("lora.", "lora_A", "lora_B")):
         return head, rest
@@ -47,6 +52,11 @@ def split_key(key: str) -> tuple[str, str] | None:
     if match := _ADALORA.fullmatch(key) or _TUNED.fullmatch(key) or _NAMED.fullmatch(key):
         return match[1], match[2]
     return None
+
+
+def is_whole_parameter(key: str) -> bool:
+    """Whether a key that is no layer's is a parameter of the model itself, which PEFT saves whole: its `bias`, `modules_to_save`."""
+    return _WHOLE.fullmatch(key) is not None
 
 
 EMBEDDING = "a textual-inversion embedding; put it into the embeddings folder and use it by its name in the prompt (open_embedding reads it)"

@@ -104,8 +104,8 @@ def _write_folders(out: Path, parts: Mapping[str, tuple[dict[str, Tensor], dict[
 
 
 def _own_name(component: str, name: str) -> str:
-    # transformers 5 has no text_model level in CLIPTextModel, and PEFT's loader wants the model's very names
-    return name if component == "unet" else name.removeprefix("text_model.")
+    # transformers 5 has no text_model level in CLIPTextModel, but in CLIPTextModelWithProjection, and PEFT's loader wants the model's very names
+    return name.removeprefix("text_model.") if component == "text_encoder" else name
 
 
 def _tensors(component: str, adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:

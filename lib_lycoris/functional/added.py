@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .kept import recipe
 from .precision import as_given
@@ -71,6 +72,7 @@ class _Added(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, down, up, values = ctx.saved_tensors
         wanted = ctx.needs_input_grad
@@ -103,6 +105,7 @@ class _AddedMade(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, inner = ctx.saved_tensors[:2]
         with as_given(gradient.device.type):

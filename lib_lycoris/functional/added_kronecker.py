@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .added import Geometry, Make, is_ours
 from .kept import recipe
@@ -53,6 +54,7 @@ class _Added(torch.autograd.Function):
         return whole
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, geometry = ctx.saved_tensors[0], ctx.geometry
         with as_given(gradient.device.type):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .added import Geometry, Make, back_down, back_inner, back_up, inner_of
 from .kept import recipe
@@ -27,8 +28,8 @@ def merged_output(
     Args:
         x: [...,I] or [B,I,H,W].
         bias: [O] or None.
-        weigh: gives W + ΔW [O,I] or [O,I,K,K] in x's dtype; asked again in the backward pass.
-        make: gives factors (up [O,R], down [R,I] or [R,I,K,K]) of ΔW in x's dtype, and what turns their gradients into those of the parameters.
+        weigh: gives W + ΔW [O,I] or [O,I,K,K] in any dtype; asked again in the backward pass.
+        make: gives factors (up [O,R], down [R,I] or [R,I,K,K]) of ΔW, of any dtype, and what turns their gradients into those of the parameters.
         parameters: those of `make` that want a gradient.
         geometry: of the convolution; None for a linear layer.
     """
@@ -41,13 +42,14 @@ class _Merged(torch.autograd.Function):
         ctx: Any, x: Tensor, bias: Tensor | None, weigh: Callable[[], Tensor], make: Make, geometry: Geometry | None, *parameters: Tensor
     ) -> Tensor:
         with as_given(x.device.type):
-            weight = weigh()
+            weight = weigh().to(x.dtype)
             output = F.linear(x, weight, bias) if geometry is None else _CONVOLUTIONS[weight.ndim](x, weight, bias, *geometry)
         ctx.recipe, ctx.weigh, ctx.make, ctx.geometry = recipe(x), weigh, make, geometry
         ctx.save_for_backward(None if ctx.recipe else x, *parameters)
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, geometry = ctx.saved_tensors[0], ctx.geometry
         with as_given(gradient.device.type):
@@ -55,12 +57,13 @@ class _Merged(torch.autograd.Function):
             by_x = None
             if ctx.needs_input_grad[0]:
                 rows = gradient if geometry else gradient.reshape(-1, gradient.shape[-1])
-                by_x = back_down(rows, x, ctx.weigh(), geometry, True, False)[0]
+                by_x = back_down(rows, x, ctx.weigh().to(x.dtype), geometry, True, False)[0]
             with torch.enable_grad():
                 exact, pull = ctx.make()
-            up, down = (factor.detach() for factor in exact)
+            up, down = (factor.detach().to(x.dtype) for factor in exact)
             outer = back_inner(gradient, up, 1, geometry)
             by_up = back_up(gradient, inner_of(x, down, geometry), 1, geometry)
-            gradients = pull(by_up, back_down(outer, x, down, geometry, False, True)[1])
+            by_down = back_down(outer, x, down, geometry, False, True)[1]
+            gradients = pull(by_up.to(exact[0]), by_down.to(exact[1]))
         by_bias = gradient.sum([axis for axis in range(gradient.ndim) if axis != (1 if geometry else gradient.ndim - 1)]) if ctx.needs_input_grad[1] else None
         return by_x, by_bias, None, None, None, *gradients

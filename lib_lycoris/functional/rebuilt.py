@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .added import Geometry, Pull
 from .kept import recipe
@@ -45,6 +46,7 @@ class _Rebuilt(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x = ctx.saved_tensors[0]
         with as_given(gradient.device.type):

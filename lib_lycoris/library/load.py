@@ -14,7 +14,7 @@ from torch import Tensor
 from lib_lycoris.errors import ConfigError, NetworkFileError, shown
 from lib_lycoris.files import peft
 from lib_lycoris.files.embeddings import is_embedding
-from lib_lycoris.files.keys import EMBEDDING, describe_foreign
+from lib_lycoris.files.keys import EMBEDDING, describe_foreign, is_whole_parameter
 from lib_lycoris.files.reader import TensorFile, open_tensor_file
 from lib_lycoris.library.arrangement import Arrangement, arrange
 from lib_lycoris.library.lazy import LazyMapping
@@ -82,7 +82,8 @@ def _assemble(path: str | os.PathLike[str], file: TensorFile, arranged: Arrangem
     layers = LazyMapping(arranged.layers, make, _check_one_of_each(arranged, file, values, make))
     metadata = {**peft.config_as_metadata(config), **file.metadata}
     nbytes = sum(tensor.numel() * tensor.element_size() for tensor in values.values())
-    network = Network(layers, metadata, Path(path), nbytes, unused=tuple(arranged.unused), targets=arranged.homes)
+    replacing = tuple(filter(is_whole_parameter, arranged.unused))
+    network = Network(layers, metadata, Path(path), nbytes, unused=tuple(arranged.unused), replacing=replacing, targets=arranged.homes)
     return replace(network, embeddings=LazyMapping(arranged.embeddings, partial(_read_embedding, path, arranged))) if arranged.embeddings else network
 
 

@@ -33,6 +33,8 @@ class Kind:
 
 def _build_decomposed(name: str, tensors: Mapping[str, Tensor], hints: Hints) -> Layer:
     rest = {part: tensor for part, tensor in tensors.items() if part not in dora.MARKS}
+    if rest.keys() <= {"alpha", "scale"}:
+        raise NetworkFileError(f"layer {shown(name)} has {', '.join(tensors)} without what it decomposes: the file is incomplete; get it again")
     return dora.build(name, tensors, _recognise(name, rest).build(name, rest, hints))
 
 

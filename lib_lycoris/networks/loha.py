@@ -203,9 +203,13 @@ class LohaLayer(nn.Module, Layer):
     def _plain(self) -> list[Tensor] | None:
         """The parameters, if they are four matrices in float32, without cores, all of which are trained."""
         named = self._parameters  # asked for in every forward pass, and attributes of a module are slow
-        four = [named[mark] for mark in MARKS[:4]]
-        plain = named["hada_t1"] is None and all(value.requires_grad and value.ndim == 2 and value.dtype in _EXACT for value in four)
-        return four if plain else None
+        if named["hada_t1"] is not None:
+            return None
+        four = [named["hada_w1_a"], named["hada_w1_b"], named["hada_w2_a"], named["hada_w2_b"]]
+        for value in four:
+            if not value.requires_grad or value.ndim != 2 or value.dtype not in _EXACT:
+                return None
+        return four
 
 
 def build(name: str, tensors: Mapping[str, Tensor], hints: Hints) -> LohaLayer:

@@ -21,6 +21,8 @@ class Network:
     nbytes: int = 0
     unused: tuple[str, ...] = ()
     """Keys of the file that belong to no layer: an embedding packed with it, a stray `scalar`."""
+    replacing: tuple[str, ...] = ()
+    """Those among `unused` that would take the place of the model's own parameters (PEFT's `bias` and `modules_to_save`), which nothing here does."""
     targets: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """For each key of `layers` the (component, name) that files.spelling.normal_name gives it; a layer without one finds no home in a model."""
     embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)

@@ -54,7 +54,7 @@ class Buffers:
         if self._arena is None or size >= HUGE or _padded(size) > self._arena.numel():
             return _fresh(numel, dtype)
         piece, self._arena = self._arena[:size].view(dtype), self._arena[_padded(size):]
-        return piece
+        return _alone(piece)
 
 
 def _run(key: tuple[int, torch.dtype, torch.device], count: int) -> Iterator[Tensor]:
@@ -64,7 +64,12 @@ def _run(key: tuple[int, torch.dtype, torch.device], count: int) -> Iterator[Ten
         some = min(count, max(1, RUN // step))
         count -= some
         memory = _fresh(some * step, torch.uint8)
-        yield from (part[:_bytes(key)].view(key[1]) for part in memory.split(step))
+        yield from (_alone(part[:_bytes(key)].view(key[1])) for part in memory.split(step))
+
+
+def _alone(piece: Tensor) -> Tensor:
+    """The same memory with a version of its own: to a graph, and to whoever asks whether a copy is as it was made, a view changes with all its neighbours."""
+    return piece.data
 
 
 def _fresh(numel: int, dtype: torch.dtype) -> Tensor:

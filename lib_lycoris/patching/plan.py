@@ -17,6 +17,7 @@ from .weighting import Dial, Weighting, as_weighting
 Cut = Callable[[Layer, int], Layer]
 
 _PICTURE_CHANNELS = 4
+_REPLACES = "it takes the place of the model's own values, and networks only add to them; train without PEFT's bias and modules_to_save"
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def make_plan(networks: Iterable[tuple[Network, float | tuple[float, float] | We
     sums: dict[tuple, list] = {}
     leftovers: dict[tuple[int, str], Leftover] = {}
     for network, weighting in ordered:
+        leftovers.update({(id(network), key): Leftover(network, key, _REPLACES) for key in network.replacing})
         for name, layer in network.layers.items():
             target = targets.get(network.targets.get(name, ("", "")))
             try:

@@ -25,7 +25,8 @@ from .weighting import Weighting
 class Session:
     """What is on a model just now. Other sessions on the same model add to it and may end in any order.
 
-    Use as a context manager to restore at the end. A model that was switched needs a new session.
+    Use as a context manager to restore at the end. A model that was switched needs a new session. Gradients flow through what is on to the layer's input; the
+    weights that something was merged into get none themselves.
     """
 
     def __init__(self, unet: nn.Module | None, text_encoders: Sequence[nn.Module] = (), settle: Settle | None = None, beside: bool = False,

@@ -125,5 +125,7 @@ def _joined(path: Path, parts: Mapping[str, Network]) -> Network:
         nbytes += network.nbytes
     networks = list(parts.values())
     first = networks[0]
+    replacing = tuple(key for network in networks for key in network.replacing)
     embeddings = {name: parts for network in reversed(networks) for name, parts in network.embeddings.items()}
-    return replace(first, layers=layers, metadata=metadata, path=path, nbytes=nbytes, unused=tuple(unused), targets=targets, embeddings=embeddings)
+    gathered = {"unused": tuple(unused), "replacing": replacing, "targets": targets, "embeddings": embeddings}
+    return replace(first, layers=layers, metadata=metadata, path=path, nbytes=nbytes, **gathered)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lib_lycoris.library.load import open_network
+from lib_lycoris.patching.session import Session
 from lib_lycoris.patching.targets import find_targets
 from tests.patching.trees import SD1, SDXL, Holder, LdmUNet, OpenClipText, diffusers_unet
 
@@ -172,6 +173,49 @@ def test_a_file_that_diffusers_writes_finds_its_homes_and_gives_diffusers_own_de
     assert layers.keys() == expected.keys()
     for home, delta in expected.items():
         assert_close(layers[home].delta(torch.zeros_like(delta)), delta)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("parts", ["unet", "text", "both"])
+def test_a_file_that_diffusers_converts_to_kohyas_form_is_read_whole(tmp_path, parts, dora):
+    pytest.importorskip("diffusers", reason="diffusers is not installed here: its own files can't be compared")
+    peft = pytest.importorskip("peft", reason="peft is not installed here: its own files can't be compared")
+    from diffusers.utils import convert_all_state_dict_to_peft, convert_state_dict_to_diffusers, convert_state_dict_to_kohya
+
+    torch.manual_seed(0)
+    trees = {"unet": (middle(diffusers_unet("sd1")), ["to_q", "to_k", "to_out.0", "proj_in", "conv1"]), "text": (clip_text_model(), ["q_proj", "fc1"])}
+    expected, state = {}, {}
+    for part, (tree, names) in trees.items() if parts == "both" else [(parts, trees[parts])]:
+        before = {name: tensor.clone() for name, tensor in tree.state_dict().items()}
+        model = peft.get_peft_model(tree, peft.LoraConfig(r=2, lora_alpha=2, target_modules=names, use_dora=dora))
+        stir(model)
+        saved = {key.removeprefix("base_model.model."): value for key, value in peft.get_peft_model_state_dict(model).items()}
+        prefix, component = {"unet": ("unet", "unet"), "text": ("text_encoder", "te1")}[part]
+        state |= {f"{prefix}.{key}": value.contiguous() for key, value in convert_state_dict_to_diffusers(saved).items()}
+        merged = model.double().merge_and_unload().state_dict()
+        changed = [name for name in before if not torch.equal(before[name], merged[name].float())]
+        for name in changed:
+            expected[component, name.removesuffix(".weight").replace(".", "_")] = (before[name], merged[name] - before[name])
+    converted = convert_state_dict_to_kohya(convert_all_state_dict_to_peft(state))
+    torch.save(converted, tmp_path / "converted.ckpt")
+    network = open_network(tmp_path / "converted.ckpt")
+    assert not network.unused
+    assert by_home(network).keys() == expected.keys() and expected
+    for home, layer in by_home(network).items():
+        assert_close(layer.delta(expected[home][0]), expected[home][1])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("settings", [{"bias": "all"}, {"bias": "lora_only"}, {"modules_to_save": ["conv2"]}], ids=str)
+def test_what_peft_saves_whole_is_among_the_leftovers(tmp_path, settings):
+    peft = pytest.importorskip("peft", reason="peft is not installed here: its own files can't be compared")
+    tree = middle(diffusers_unet("sd1"))
+    peft.get_peft_model(copy.deepcopy(tree), peft.LoraConfig(r=2, target_modules=["to_out.0", "conv1"], **settings)).save_pretrained(tmp_path)
+    network = open_network(tmp_path / "adapter_model.safetensors")
+    assert network.replacing and set(network.replacing) == set(network.unused)
+    with Session(tree) as session:
+        assert set(session.apply([(network, 1.0)])) == set(network.replacing)
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def test_lengths_of_another_model_do_not_fit():
 
 
 def test_lengths_alone_make_no_layer():
-    with pytest.raises(NetworkFileError, match="no known kind"):
+    with pytest.raises(NetworkFileError, match="without what it decomposes"):
         build_layer("x", {"dora_scale": torch.ones(4, 1)})
 
 

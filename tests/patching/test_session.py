@@ -283,6 +283,25 @@ def test_applying_the_same_again_merges_nothing_again():
     assert kept[0] is kept[1] and kept[1] is not kept[2]
 
 
+def test_where_one_weight_changes_the_other_copies_stay_and_gradients_flow():
+    unet = make_unet()
+    with Session(unet) as session:
+        session.apply([(random_network(session.targets, 1), 1.0)])
+        kept = []
+        unet.middle_block[0].in_layers[2].register_forward_pre_hook(lambda module, args: kept.append(module.weight))
+        with torch.no_grad():
+            unet(*inputs())
+            unet.input_blocks[0][0].weight.mul_(1.5)
+            unet(*inputs())
+            unet.input_blocks[0][0].weight.mul_(1.5)
+        x, *rest = inputs()
+        x.requires_grad_(True)
+        output = unet(x, *rest)
+        output.square().sum().backward()
+    assert kept[0] is kept[1]
+    assert torch.isfinite(x.grad).all() and float(x.grad.abs().sum()) > 0
+
+
 @pytest.mark.parametrize(("options", "grad", "hooked"), [
     ({}, False, [""]), ({}, True, ["", "input_blocks.0.0"]), ({"per_layer": True}, False, ["input_blocks.0.0"]),
     ({"beside": True}, True, ["input_blocks.0.0"])])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -283,3 +285,34 @@ def test_a_weight_that_changes_in_place_is_seen():
             layer.weight.mul_(2)
         wanted = x @ (layer.weight + layers["unet", "a"].diff).T + layer.bias + layers["unet", "a"].diff_b
         torch.testing.assert_close(layer(x), wanted)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(96, 96), nn.Conv2d(48, 96, 3, 2, 1)], ids=["linear", "convolution"])
+def test_a_model_in_float64_is_trained_by_factors_too(layer):
+    layer = copy.deepcopy(layer).double().requires_grad_(False)
+    targets = find_targets(Holder(a=layer))
+    layers = trainable("loha, many ranks", targets)
+    x = torch.randn(2, 2048, 96).double() if isinstance(layer, nn.Linear) else torch.randn(2, 48, 64, 64).double()
+    assert layers["unet", "a"].way(4096 if isinstance(layer, nn.Linear) else 2048) == "factors"
+    wanted_output = torch.func.functional_call(layer, {"weight": layer.weight + layers["unet", "a"].delta(layer.weight)}, (x,))
+    loss(wanted_output).backward()
+    wanted = gradients_of(layers)
+    with attach(targets, layers):
+        output = layer(x)
+    torch.testing.assert_close(output, wanted_output, rtol=1e-5, atol=1e-5)
+    loss(output).backward()
+    assert_close_gradients(gradients_of(layers), wanted)
+
+
+@pytest.mark.parametrize(("kind", "width", "places"), [
+    ("lora", 8, 4), ("adalora", 8, 4), ("loha, one rank", 96, 4), ("loha, many ranks", 8, 4), ("loha, many ranks", 96, 2048), ("lokr", 8, 4), ("full", 8, 4),
+])
+def test_a_gradient_of_a_gradient_is_refused_and_not_given_wrong(kind, width, places):
+    layer = nn.Linear(width, width).requires_grad_(False)
+    targets = find_targets(Holder(a=layer))
+    layers = trainable(kind, targets)
+    x = torch.randn(places, width, requires_grad=True)
+    with attach(targets, layers):
+        by_x, = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        by_x.square().sum().backward()

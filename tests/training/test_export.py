@@ -171,6 +171,29 @@ def test_pefts_file_of_a_second_text_encoder_is_for_that_one(tmp_path):
     assert [{component for component, _ in open_network(path).targets.values()} for path in files] == [{"te1"}, {"te2"}, {"unet"}]
 
 
+@pytest.mark.filterwarnings("ignore")  # PEFT's and transformers' own; a file whose names don't fit is nothing but a warning to them
+@pytest.mark.parametrize("name", ["lora", "locon, DoRA", "loha"])
+def test_pefts_own_loader_takes_both_of_sdxls_text_encoders(name, tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20, "max_position_embeddings": 5}
+    config = transformers.CLIPTextConfig(**sizes, projection_dim=8, bos_token_id=0, eos_token_id=1, pad_token_id=1)
+    encoders = transformers.CLIPTextModel(config), transformers.CLIPTextModelWithProjection(config)
+    targets = find_targets(None, encoders)
+    layers = {key: create_layer(target, settings_of(name), 0) for key, target in targets.items() if key[1].endswith(("q_proj", "fc1"))}
+    for layer in layers.values():
+        for parameter in layer.parameters():
+            parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
+    write_peft(tmp_path / "net", layers, "fp32", {})
+    for component, model in zip(("text_encoder", "text_encoder_2"), encoders, strict=True):
+        own = {key: layer for key, layer in layers.items() if key[0] == {"text_encoder": "te1", "text_encoder_2": "te2"}[component]}
+        wanted = {key: targets[key].module.weight.detach() + layer.delta(targets[key].module.weight).detach() for key, layer in own.items()}
+        merged = dict(peft.PeftModel.from_pretrained(model, tmp_path / "net" / component).merge_and_unload().named_parameters())
+        found = {name.removesuffix(".weight").replace(".", "_"): value for name, value in merged.items()}
+        assert len(wanted) == 2
+        for (_, name), weight in wanted.items():
+            torch.testing.assert_close(found.get(name, found.get(name.removeprefix("text_model_"))), weight, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("network", [{"kind": "lokr"}, {"kind": "full"}, {"kind": "norm"}, {"kind": "ia3"}, {"kind": "loha", "dora": True}])
 def test_kinds_without_a_form_in_peft_are_told_before_training(network):
     with pytest.raises(ConfigError, match="PEFT has no form"):

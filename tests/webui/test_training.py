@@ -78,6 +78,7 @@ def finished(webui, values):
 
 
 def test_the_check_says_what_would_happen_and_changes_nothing(webui, folder):
+    webui.picture(PROMPT)  # the host loads its checkpoint in the background, or now
     lines = webui.ask(f"{ROUTE}/check", config(folder, "checked"))["lines"]
     assert "3 pictures." in lines[0] and any("How long it takes is not known" in line for line in lines)
     assert any(line.startswith("About ") and "GiB of memory" in line for line in lines)
