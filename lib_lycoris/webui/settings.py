@@ -92,7 +92,7 @@ def adapter_folders() -> list[Path]:
 
 def _paths(option: Option) -> list[Path]:
     """The paths of a setting with one a line; what is no whole path lies below the host's models."""
-    lines = [Path(line.strip()) for line in value(option).splitlines() if line.strip()]
+    lines = [Path(line.strip()) for line in value(option).splitlines() if line.strip() and "\0" not in line]  # which no system takes, and raises at
     return [path if path.is_absolute() else Path(shared.models_path, path) for path in lines]
 
 

@@ -222,7 +222,7 @@ def test_every_setting_counts_at_once(stand_in_webui, tmp_path):
     (page,) = ui_extra_networks.extra_pages
     put(tmp_path / "more" / "added.safetensors")
     try:
-        for option, value in ((settings.FOLDERS, f"{tmp_path / 'more'}\n\n {tmp_path / 'nowhere'} \n"), (settings.CACHE, 5)):
+        for option, value in ((settings.FOLDERS, f"{tmp_path / 'more'}\n\n {tmp_path / 'nowhere'} \n\0\n"), (settings.CACHE, 5)):
             stand_in_webui.set_options(**{option.key: value})
             shared.options_templates[option.key].onchange()
         assert "added" in items(page) and settings.network_folders()[-2:] == [tmp_path / "more", tmp_path / "nowhere"]
