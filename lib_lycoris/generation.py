@@ -200,13 +200,17 @@ class Generation:
 
     def _leftovers(self) -> list[str]:
         titles = {part.network: request.name for part in self._parts for row in part.requests.values() for request in row}
-        leftovers = [leftover for leftover in self.session.plan.leftovers if leftover.name not in leftover.network.replacing]
+        # a refiner is another model than the network was made for; who keeps it off its UNet knows that
+        spared = {part.network for part in self._parts if self._refiner and part.unet == 0}
+        leftovers = [leftover for leftover in self.session.plan.leftovers
+                     if leftover.name not in leftover.network.replacing and leftover.network not in spared]
         counts = Counter(leftover.network for leftover in leftovers)
         firsts = {leftover.network: leftover for leftover in reversed(leftovers)}
         replacing = {leftover.network: leftover for leftover in self.session.plan.leftovers if leftover.name in leftover.network.replacing}
+        where, advice = (" on the refiner", "; refiner=0 leaves it off there") if self._refiner else ("", "")
         return [
-            f"lyco: {count} of {len(network.layers)} layers of {shown(titles[network])!r} had no home, as {shown(firsts[network].name)!r}"
-            f" ({firsts[network].reason}){f'; this file is for {_model_of(network)}' if 2 * count > len(network.layers) else ''}"
+            f"lyco: {count} of {len(network.layers)} layers of {shown(titles[network])!r} had no home{where}, as {shown(firsts[network].name)!r}"
+            f" ({firsts[network].reason}){advice or (f'; this file is for {_model_of(network)}' if 2 * count > len(network.layers) else '')}"
             for network, count in counts.items()
         ] + [
             f"lyco: {len(network.replacing)} tensors of {shown(titles[network])!r} are left out, as {shown(leftover.name)!r}: {leftover.reason}"

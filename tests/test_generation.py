@@ -101,6 +101,10 @@ def test_layers_without_a_home_are_counted_in_words_and_the_rest_is_on(generatio
         "lyco: 1 of 5 layers of 'partly' had no home, as 'lora_unet_c' (the model has no such layer)",
     ]
     assert not torch.allclose(model(), plain)
+    assert generation.apply([Request("partly")], refiner=True) == [
+        "lyco: 1 of 5 layers of 'partly' had no home on the refiner, as 'lora_unet_c' (the model has no such layer); refiner=0 leaves it off there"]
+    assert generation.apply([Request("foreign", refiner=0.0)], refiner=True) == []
+    assert len(generation.apply([Request("foreign", refiner=0.0)])) == 1
 
 
 def test_what_would_replace_the_models_own_values_is_told_once(generation, model, tmp_path):
