@@ -80,7 +80,9 @@ class Preparation:
         prepared.control = Control(unet, self._find_fuser(fuser, list(chosen.values()), unet, prepared))
         for number, each in chosen.items():
             try:
-                prepared.control.add(self._make_part(prepared, number, each, size, batch, device, first if hires else None))
+                part, maps = self._make_part(prepared, each, size, batch, device, first if hires else None)
+                prepared.control.add(part)
+                prepared.maps.extend((number, made) for made in maps)
                 prepared.units.append((number, settled_unit(each.unit, self.shelf.facts(each.unit.adapter))))
                 self._remark(prepared, each.unit, base_model)
             except LycoError as error:
@@ -90,8 +92,9 @@ class Preparation:
                 prepared.problems.append(problem)
         return prepared
 
-    def _make_part(self, prepared: Prepared, number: int, asked: Asked, size: tuple[int, int], batch: int, device: torch.device | str,
-                   first: tuple[int, int] | None) -> Part:
+    def _make_part(self, prepared: Prepared, asked: Asked, size: tuple[int, int], batch: int, device: torch.device | str,
+                   first: tuple[int, int] | None) -> tuple[Part, list[Any]]:
+        """What a unit adds, and the control maps that it was made of."""
         unit = asked.unit
         facts = self.shelf.facts(unit.adapter)
         layout = prepared.control.session.layout
@@ -103,10 +106,9 @@ class Preparation:
         count = batch if len(asked.pictures) > 1 else len(asked.pictures)
         pictures = [as_picture(asked.pictures[place % len(asked.pictures)]) for place in range(count)]
         if facts.kind == "style":
-            return Part(unit, self._speak(adapter, pictures, device), task="style")
+            return Part(unit, self._speak(adapter, pictures, device), task="style"), []
         maps = [self._make_map(settled_unit(unit, facts), facts, picture, size, first) for picture in pictures or [None]]
-        prepared.maps.extend((number, made) for made in maps)
-        return Part(unit, self._cache.features(adapter, maps, device), facts.task if facts.task in TASKS else None, _region(asked, size, device))
+        return Part(unit, self._cache.features(adapter, maps, device), facts.task if facts.task in TASKS else None, _region(asked, size, device)), maps
 
     @staticmethod
     def _make_map(unit: Unit, facts: Any, picture: Any, size: tuple[int, int], first: tuple[int, int] | None) -> Any:
@@ -162,7 +164,7 @@ class Prepared:
     Attributes:
         control: None where no unit acts.
         problems: for under the picture.
-        maps: (the unit's number from 1, control map [H,W,3] uint8), in the order of the batch.
+        maps: (number from 1 of a unit that acts, control map [H,W,3] uint8), in the order of the batch.
         fuser: the fuser's name, if one is used.
         units: (number, unit) of those that act, with the preprocessor and resolution that they meant.
     """

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,7 +173,7 @@ class Catalogue:
 
     def _unknown(self, wanted: str) -> str:
         names = self.names()
-        near = difflib.get_close_matches(wanted, names, 3, 0.5) or [name for name in names if wanted.lower() in name.lower()][:3]
+        near = near_names(wanted, names) or [name for name in names if wanted.casefold() in name.casefold()][:3]
         hint = f"near: {', '.join(shown(name, 60) for name in near)}" if near else f"{len(names)} others are there"
         return f"no network is called {shown(wanted)!r} in {self._places()} ({hint}); check the name or put the file there"
 
@@ -184,6 +184,14 @@ class Catalogue:
 
     def _places(self) -> str:
         return ", ".join(shown(folder) for folder in self._folders) or "no folder"
+
+
+def near_names(wanted: str, names: Iterable[str]) -> list[str]:
+    """Up to three names that are like one, the likest first; capitals make no difference."""
+    known: dict[str, list[str]] = {}
+    for name in names:
+        known.setdefault(name.casefold(), []).append(name)
+    return [name for near in difflib.get_close_matches(wanted.casefold(), known, 3, 0.5) for name in known[near]][:3]
 
 
 def _metadata(path: Path) -> dict[str, str]:

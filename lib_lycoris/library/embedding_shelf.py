@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from lib_lycoris.errors import NetworkFileError, UnknownNetworkError, shown
 from lib_lycoris.files.embedding_pictures import read_picture
 from lib_lycoris.files.embeddings import is_embedding
 from lib_lycoris.files.reader import open_tensor_file
+from lib_lycoris.library.catalogue import near_names
 from lib_lycoris.library.embeddings import Embedding, open_embedding
 from lib_lycoris.library.keeping import Keeper, size_of
 from lib_lycoris.library.walk import walk_folders
@@ -97,7 +97,7 @@ class EmbeddingShelf:
         for path in words.values():
             if any(wanted in (below, os.path.splitext(below)[0]) for below in self._below(path)):
                 return path
-        near = difflib.get_close_matches(wanted, words, 3, 0.5)
+        near = near_names(wanted, words)
         places = ", ".join(shown(folder) for folder in self._folders()) or "no folder"
         hint = f"near: {', '.join(shown(word, 60) for word in near)}" if near else f"{len(words)} others are there"
         raise UnknownNetworkError(f"no embedding is called {shown(wanted)!r} in {places} ({hint}); check the name or put the file there")

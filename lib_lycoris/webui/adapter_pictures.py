@@ -53,7 +53,7 @@ def _from_base64(text: str) -> bytes:
 
 
 def _open(data: bytes) -> Any:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if len(data) > LARGEST_BYTES:
         raise ConfigError(f"a picture of more than {LARGEST_BYTES >> 20} MB: make it smaller")
@@ -63,6 +63,8 @@ def _open(data: bytes) -> Any:
                 raise ConfigError(f"a picture of {picture.width}×{picture.height} pixels: {MOST_PIXELS // 1_000_000} million are the most")
             picture.load()
             return read_picture(picture)
+    except UnidentifiedImageError:  # its words are an object's address
+        raise ConfigError("a picture that can't be read (not a picture, or damaged): send a PNG or JPEG") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise error if isinstance(error, ConfigError) else ConfigError(f"a picture that can't be read ({shown(error)}): send a PNG or JPEG") from None
 

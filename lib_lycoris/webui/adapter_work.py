@@ -75,7 +75,7 @@ class AdapterWork:
                 unit, pictures = split_unit(values)
                 if unit.active:
                     asked.append(Asked(number, adapters.settle(unit), pictures))
-                elif values.get("enabled") is True and not unit.adapter:
+                elif values.get("enabled", bool(pictures)) is True and not unit.adapter:  # a client that names a picture wants it followed
                     problems.append((f"lyco: adapter {number}: it is on, but no adapter is chosen, so it did nothing", unit.strict))
             except LycoError as error:
                 if values.get("enabled", True) is not False:

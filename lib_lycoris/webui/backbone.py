@@ -226,6 +226,7 @@ class WebUIBackbone:
             return
         from modules import sd_vae
 
+        host.check_vae(self._model, self._config.model.vae)
         sd_vae.reload_vae_weights(self._model, vae_file=host.find_vae(self._config.model.vae))
         try:
             yield

@@ -100,7 +100,7 @@ def load_checkpoint(info: Any) -> Any:
 
 
 def find_vae(name: str | None) -> str | None:
-    """The file of an autoencoder, given as a path or as the host lists it; None for None.
+    """The file of an autoencoder, given as a path or as the host lists it; None for None. Where others reach the WebUI only what it lists is there.
 
     Raises:
         ConfigError: there is none.
@@ -110,9 +110,30 @@ def find_vae(name: str | None) -> str | None:
     from modules import sd_vae
 
     path = sd_vae.vae_dict.get(name, name)
-    if not os.path.isfile(path):
+    if not os.path.isfile(path) or (open_to_others() and os.path.abspath(path) not in map(os.path.abspath, sd_vae.vae_dict.values())):
         raise ConfigError(f"model.vae = {shown(name)}: no such file, and the WebUI lists none of that name; leave it out for the one that is chosen")
     return path
+
+
+def check_vae(model: Any, name: str) -> None:
+    """Raises where a file holds no autoencoder for this model; the host would look only after it has taken the model apart, and leave it so.
+
+    Raises:
+        ConfigError: it can't be read, or holds something else.
+    """
+    from modules import sd_vae
+
+    said = f"model.vae = {shown(name)}: "
+    try:
+        given = {key: tensor.shape for key, tensor in sd_vae.load_vae_dict(find_vae(name), "cpu").items()}
+    except Exception as error:  # the host's readers raise whatever their libraries do
+        # a pickle that it refuses: it printed why, and stumbles over the None that its reader gave
+        why = "" if isinstance(error, AttributeError) else f" ({type(error).__name__}: {shown(error)})"
+        raise ConfigError(f"{said}the WebUI can't read it as an autoencoder{why}; choose another file") from error
+    wanted = {key: tensor.shape for key, tensor in model.first_stage_model.state_dict().items()}
+    other = sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key))
+    if other:
+        raise ConfigError(f"{said}no autoencoder for this checkpoint: {len(other)} tensors are missing or others, as {shown(other[0])}; choose another file")
 
 
 def half_precision(model: Any) -> bool:

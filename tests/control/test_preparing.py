@@ -121,6 +121,7 @@ def test_what_can_not_act_is_left_out_with_a_word_and_stops_where_it_is_strict(s
                       "adapter 6 (words) was left out", "adapter two was trained on sd_v2, and the checkpoint is sd_v1"]
     for word, problem in zip(("another model", "ControlNet", "no adapter is called", "picture", "CLIP"), prepared.problems, strict=False):
         assert word in problem and "\n" not in problem
+    assert {number for number, _ in prepared.maps} == {number for number, _ in prepared.units} == {1, 8}
     with prepared.control as control:
         control.begin_step(0, 1)
         assert control.session._maps

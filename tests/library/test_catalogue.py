@@ -127,6 +127,8 @@ def test_an_unknown_name_is_told_with_near_ones_and_the_places(tmp_path):
     message = str(caught.value)
     assert "'mycaracter'" in message and "near: mycharacter" in message and str(tmp_path) in message and "\n" not in message
     assert isinstance(caught.value, LookupError)
+    with pytest.raises(UnknownNetworkError, match="near: mycharacter"):
+        Catalogue([tmp_path]).find("MyCharacter")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "/", "../outside", "/etc/passwd", "x" * 10_000, "deadbeef", "\0"])

@@ -74,6 +74,8 @@ def test_one_embedding_is_looked_into_by_word_or_path(shelf):
     assert "error" not in shelf.look_into("spoilt") and "not finite" in shelf.look_into("spoilt")["problem"]
     with pytest.raises(UnknownNetworkError, match="near: first"):
         shelf.look_into("frist")
+    with pytest.raises(UnknownNetworkError, match="near: first"):
+        shelf.look_into("FIRST")
 
 
 def test_remarks_and_deletion_are_of_the_folders_files_alone(shelf, folder):

@@ -185,12 +185,13 @@ def test_nothing_stays_on_where_a_picture_breaks_off(webui, what):
     ({"adapter": "canny one"}, "needs a picture"), (a_unit(picture="????"), "no picture in base64"), (a_unit(picture="aGFsbG8="), "can't be read"),
     (a_unit(preprocessor="cany"), "did you mean canny"), (a_unit(preprocessor="skeleton"), "needs key points"),
     (a_unit("../../../../etc/hostname"), "no adapter is called"), (a_unit("", enabled=True), "no adapter is chosen"),
+    (a_unit(""), "no adapter is chosen"),
 ])
 def test_what_can_not_act_is_told_and_a_strict_unit_stops_the_picture(webui, unit, words):
     prompt = next(fresh)
     base = webui.picture(prompt)
     told = controlled(webui, prompt, unit)
-    assert words in "\n".join(told.comments) and words in told.problems
+    assert words in "\n".join(told.comments) and words in told.problems and told.problems.count("lyco") + told.problems.count("did not act") == 1
     assert told.pictures == base.pictures
     with pytest.raises((RuntimeError, urllib.error.HTTPError)) as error:
         controlled(webui, prompt, unit | {"strict": True})

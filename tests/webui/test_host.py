@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from lib_lycoris.errors import CheckpointError
+from lib_lycoris.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture
@@ -123,3 +123,21 @@ def test_a_file_that_the_metadata_gives_a_hash_is_known_by_it(host, tmp_path):
     assert host.short_hash(tmp_path / "told.safetensors") == "0123456789ab"
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     assert host.short_hash(tmp_path / "bad.safetensors") is None
+
+
+def test_where_others_reach_the_webui_no_autoencoder_but_those_it_lists_is_read(host, monkeypatch, tmp_path):
+    from modules import sd_vae, shared
+
+    listed, other = tmp_path / "listed.safetensors", tmp_path / "other.safetensors"
+    for path in (listed, other):
+        path.write_bytes(b"")
+    monkeypatch.setitem(sd_vae.vae_dict, listed.name, str(listed))
+    assert host.find_vae(str(other)) == str(other)
+    monkeypatch.setattr(shared.cmd_opts, "disable_extension_access", True, raising=False)
+    assert host.find_vae(listed.name) == host.find_vae(str(listed)) == str(listed)
+    said = []
+    for path in (other, tmp_path / "not there.safetensors"):
+        with pytest.raises(ConfigError) as refused:
+            host.find_vae(str(path))
+        said.append(str(refused.value).replace(str(path), ""))
+    assert said[0] == said[1]  # nobody learns from it which files there are

@@ -12,6 +12,7 @@ import urllib.error
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
@@ -182,6 +183,7 @@ def test_an_exception_in_the_middle_leaves_the_model_as_it_was(webui, folder, un
 
 
 def test_what_is_wrong_is_told_at_once_in_one_line(webui, folder):
+    webui.picture(PROMPT, checkpoint=webui.base)  # what hangs on the model is told at once where it is loaded
     for sections, word in (
         ({"network": {"rnak": 4}}, "rank"), ({"training": {"steps": 0}}, "training.steps"), ({"model": {"checkpoint": "nowhere"}}, "nowhere"),
         ({"model": {"vae": "nowhere.pt"}}, "nowhere.pt"), ({"training": {"precision": "fp16"}}, "fp16"),
@@ -246,6 +248,52 @@ def test_what_the_user_has_chosen_for_pictures_neither_disturbs_a_training_nor_i
     finally:
         webui.set_options(**usual)
     assert (webui.networks / "chosen.safetensors").read_bytes()[-4000:] == (webui.networks / "plain.safetensors").read_bytes()[-4000:]
+
+
+def autoencoder_of(checkpoint):
+    """A checkpoint's autoencoder's tensors, under the names that a file of its own has."""
+    start = "first_stage_model."
+    return {name.removeprefix(start): tensor for name, tensor in load_file(str(checkpoint)).items() if name.startswith(start)}
+
+
+@pytest.mark.webui
+def test_another_autoencoder_is_trained_with_and_pictures_stay(real_webui, folder):
+    webui = real_webui
+    before, model = webui.picture(PROMPT, checkpoint=webui.base), webui.model()
+    tensors = autoencoder_of(webui.data / "models" / "Stable-diffusion" / webui.base)
+    (webui.data / "models" / "VAE").mkdir(exist_ok=True)
+    other = webui.data / "models" / "VAE" / "other.safetensors"
+    save_file({name: tensor * 1.2 if name == "quant_conv.weight" else tensor for name, tensor in tensors.items()}, str(other))
+    finished(webui, config(folder, "own autoencoder"))
+    assert finished(webui, config(folder, "other autoencoder", model={"vae": str(other)}))["phase"] == "done"
+    assert webui.picture(PROMPT).pictures == before.pictures and webui.model() == model
+    made, plain = ((webui.networks / f"{name} autoencoder.safetensors").read_bytes()[-4000:] for name in ("other", "own"))
+    assert made != plain
+
+
+@pytest.mark.webui
+@pytest.mark.parametrize("what", ["picture", "network", "cut off", "another shape", "more"])
+def test_a_file_that_is_no_autoencoder_is_told_and_the_model_stays_whole(real_webui, folder, tmp_path, what):
+    webui = real_webui
+    before, model = webui.picture(PROMPT, checkpoint=webui.base), webui.model()
+    checkpoint = webui.data / "models" / "Stable-diffusion" / webui.base
+    tensors = autoencoder_of(checkpoint)
+    wrong = tmp_path / f"{what}.safetensors"
+    if what == "picture":
+        wrong = folder / "0.png"
+    elif what == "network":
+        wrong = webui.networks / "A.safetensors"
+    elif what == "cut off":
+        wrong.write_bytes(checkpoint.read_bytes()[:5000])
+    else:
+        key = "quant_conv.bias"
+        save_file(tensors | ({key: tensors[key][:1].clone()} if what == "another shape" else {"more": tensors[key].clone()}), str(wrong))
+    values = config(folder, "bad autoencoder", model={"vae": str(wrong)})
+    status, error = refused(webui, f"{ROUTE}/check", values)
+    assert status == 400 and error.startswith(f"model.vae = {wrong}: ") and "\n" not in error
+    webui.ask(ROUTE, values)
+    assert until(webui, lambda state: state["phase"] in ("failed", "done"))["error"] == error
+    assert webui.picture(PROMPT).pictures == before.pictures and webui.model() == model
 
 
 @pytest.mark.webui

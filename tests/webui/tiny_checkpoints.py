@@ -85,6 +85,9 @@ def main(folder: Path, names: list[str]) -> None:
         for value in tensors.values():
             if value.is_floating_point() and value.ndim > 1 and not value.any():  # the last layers, through which no gradient would pass
                 value.normal_(std=value[0].numel() ** -0.5)
+        for key in tensors:
+            if key.endswith("ln_final.bias"):  # after such a norm vectors have a mean of 0 but for rounding, and the host's emphasis divides by it
+                tensors[key].normal_(std=0.1)
         tensors |= {key: known[key] for key in tensors if key in known and known[key].shape == tensors[key].shape and "diffusion_model" not in key}
         save_file(tensors, str(folder / f"{name}.safetensors"))
         (folder / f"{name}.yaml").write_text(json.dumps(config))
