@@ -17,7 +17,7 @@ from .weighting import Dial, Weighting, as_weighting
 Cut = Callable[[Layer, int], Layer]
 
 _PICTURE_CHANNELS = 4
-_REPLACES = "it takes the place of the model's own values, and networks only add to them; train without PEFT's bias and modules_to_save"
+_REPLACES = "it takes the place of the model's own values, and networks only add to them; train without bias, modules_to_save, trainable_token_indices"
 
 
 @dataclass(frozen=True)
