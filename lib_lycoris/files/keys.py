@@ -23,7 +23,7 @@ _NAMED = re.compile(
 )
 # What diffusers' conversion to kohya's form makes of a DoRA's lengths, and of a UNet's factors where text encoders were trained too.
 _HALF_KOHYA = re.compile(r"(lora_(?:unet|te\d?)[._].+)\.(lora_magnitude_vector)|(lora_(?:unet|te\d?)_[^.]+)_lora\.(down|up)\.weight")
-_WHOLE = re.compile(r"(base_model\.model\..+|.+\.base_layer)\.(weight|bias)")
+_WHOLE = re.compile(r"(base_model\.model\..+|.+\.base_layer)\.(weight|bias)|.+\.trainable_tokens_delta")
 _HCP_NAMES = {"W_down": "lora_down.weight", "W_up": "lora_up.weight", "bias": "lora_up.bias", "alpha": "scale"}
 _FACTORS = {("A", "weight"): "lora_down.weight", ("B", "weight"): "lora_up.weight", ("B", "bias"): "lora_up.bias", ("A", "bias"): "lora_down.bias"}
 
@@ -55,7 +55,7 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 
 def is_whole_parameter(key: str) -> bool:
-    """Whether a key that is no layer's is a parameter of the model itself, which PEFT saves whole: its `bias`, `modules_to_save`."""
+    """Whether a key that is no layer's is a parameter of the model itself, which PEFT saves whole: its `bias`, `modules_to_save`, trained tokens."""
     return _WHOLE.fullmatch(key) is not None
 
 
@@ -66,7 +66,7 @@ _FOREIGN = (
     (r"lllite_", "a ControlNet-LLLite, which the ControlNet extension loads"),
     (r"^ip_adapter|^image_proj", "an IP-Adapter, which the ControlNet extension loads"),
     (r"control_model\.|input_hint_block|zero_convs|controlnet_|^controlnet", "a ControlNet; put it into models/ControlNet"),
-    (r"\.(vera_lambda_[bd]|fourierft_spectrum|hra_u|ln_tuning_layers|oft_r)\b|prompt_embeddings",
+    (r"\.(vera_lambda_[bd]|fourierft_spectrum|hra_u|ln_tuning_layers|oft_r)\b|prompt_embeddings|^base_model\.",
      "an adapter of PEFT's of a kind not known here (its config's peft_type)"),
     (r"^(adapter\.)?body\.\d+\.", "a T2I-Adapter; it is chosen in the adapter list, not by a tag in the prompt"),
     (r"^(model\.)?diffusion_model\.|first_stage_model\.|cond_stage_model\.|conditioner\.", "a whole checkpoint; put it into models/Stable-diffusion"),

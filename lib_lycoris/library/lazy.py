@@ -33,3 +33,11 @@ class LazyMapping(Mapping[str, Value]):
 
     def __contains__(self, key: object) -> bool:
         return key in self._keys
+
+    def __reduce__(self) -> tuple:
+        """Copied and pickled with all values: what makes them may hold a file."""
+        return _of_values, (dict(self),)
+
+
+def _of_values(values: dict[str, Value]) -> LazyMapping[Value]:
+    return LazyMapping(values, values.__getitem__, values)

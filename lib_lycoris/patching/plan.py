@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lib_lycoris.errors import ConfigError
+from lib_lycoris.errors import ConfigError, shown
 from lib_lycoris.networks.layer import Layer
 from lib_lycoris.networks.network import Network
 
@@ -17,7 +17,7 @@ from .weighting import Dial, Weighting, as_weighting
 Cut = Callable[[Layer, int], Layer]
 
 _PICTURE_CHANNELS = 4
-_REPLACES = "it takes the place of the model's own values, and networks only add to them; train without PEFT's bias and modules_to_save"
+_REPLACES = "it takes the place of the model's own values, and networks only add to them; train without bias, modules_to_save, trainable_token_indices"
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def make_plan(networks: Iterable[tuple[Network, float | tuple[float, float] | We
         cut: the layer of a layer's first ranks; it may keep those that it made.
 
     Raises:
-        ConfigError: a strength is not a finite number.
+        ConfigError: a strength is not a finite number, or what should have one is no network.
     """
-    ordered = sorted(((network, as_weighting(strength)) for network, strength in networks), key=_order)
+    ordered = sorted((_pair(item) for item in networks), key=_order)
     sums: dict[tuple, list] = {}
     leftovers: dict[tuple[int, str], Leftover] = {}
     for network, weighting in ordered:
@@ -101,6 +101,13 @@ def make_plan(networks: Iterable[tuple[Network, float | tuple[float, float] | We
             entry = sums.setdefault((id(target), id(used), id(dial)), [target, used, 0.0, dial, columns])
             entry[2] += strength
     return Plan(tuple(Effect(*entry) for entry in sums.values() if entry[2]), tuple(leftovers.values()))
+
+
+def _pair(item: object) -> tuple[Network, Weighting]:
+    network, strength = item if isinstance(item, tuple | list) and len(item) == 2 else (None, None)
+    if not isinstance(network, Network):
+        raise ConfigError(f"{shown(item, 60)} is no network with its strength; give pairs, like (open_network(path), 0.8)")
+    return network, as_weighting(strength)
 
 
 def _order(item: tuple[Network, Weighting]) -> tuple:

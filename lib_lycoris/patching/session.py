@@ -35,7 +35,7 @@ class Session:
 
         Args:
             unet: a UNet in LDM's or diffusers' naming, or a module that holds it.
-            text_encoders: te1, te2.
+            text_encoders: te1, te2; None for one that the model lacks.
             settle: settle(module) → token, called before a module's weight is read: a host lets its own networks be merged there; another token than
                 before means another merge. If it has an attribute `token`, then as long as token() gives the same value, it has nothing to do on a
                 module that nobody else changed, and is not called.

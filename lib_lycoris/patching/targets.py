@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from lib_lycoris.errors import ConfigError, shown
 
 from . import naming
 
@@ -78,21 +80,37 @@ class Targets(Mapping):
         return len(self._targets)
 
 
-def find_targets(unet: nn.Module | None, text_encoders: Sequence[nn.Module] = ()) -> Targets:
+def find_targets(unet: nn.Module | None, text_encoders: Sequence[nn.Module | None] = ()) -> Targets:
     """The targets of a UNet and its text encoders.
 
     Args:
         unet: a UNet in LDM's or diffusers' naming, or a module that holds one; None for none.
-        text_encoders: te1, te2: transformers' CLIPTextModel, open_clip's text model, or modules that hold one.
+        text_encoders: te1, te2: transformers' CLIPTextModel, open_clip's text model, or modules that hold one; None for one that the model lacks (te1 of
+            SDXL's refiner).
+
+    Raises:
+        ConfigError: one of them is no module, or `text_encoders` is one by itself.
     """
+    text_encoders = _checked(unet, text_encoders)
     targets = Targets()
     if unet is not None:
         root = naming.unet_root(unet)
         names = naming.unet_names(root)
         _add_all(targets, "unet", root, names)
     for number, tree in enumerate(text_encoders, start=1):
-        _add_all(targets, f"te{number}", tree, naming.text_encoder_names(tree))
+        if tree is not None:
+            _add_all(targets, f"te{number}", tree, naming.text_encoder_names(tree))
     return targets
+
+
+def _checked(unet: object, text_encoders: Iterable) -> tuple[nn.Module | None, ...]:
+    if isinstance(text_encoders, nn.Module) and not isinstance(text_encoders, nn.ModuleList):
+        raise ConfigError(f"text_encoders is a {type(text_encoders).__name__} by itself; give a list of them, te1 first: [text_encoder]")
+    text_encoders = tuple(text_encoders)
+    for tree in (unet, *text_encoders):
+        if tree is not None and not isinstance(tree, nn.Module):
+            raise ConfigError(f"{shown(tree, 60)} ({type(tree).__name__}) is no module: give a UNet and a list of text encoders, as torch.nn.Module")
+    return text_encoders
 
 
 def _add_all(targets: Targets, component: str, root: nn.Module, names: Mapping[str, Sequence[str]]) -> None:

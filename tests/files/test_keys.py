@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lib_lycoris.files.keys import describe_foreign, split_key
+from lib_lycoris.files.keys import describe_foreign, is_whole_parameter, split_key
 
 TO_Q = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 
@@ -51,11 +51,20 @@ def test_a_key_is_a_module_path_and_a_parameter(key, expected):
         ("lllite_unet_input_blocks_1_1.down.0.weight", "LLLite"),
         ("decoder.conv_in.weight", "VAE"),
         ("down_blocks.0.resnets.0.conv1.weight", "UNet"),
+        ("base_model.model.down_blocks.0.attn1.to_q.miss_block", "PEFT"),
+        ("base_model.unilora_theta_d", "PEFT"),
         ("text_model.encoder.layers.0.mlp.fc1.weight", "text encoder"),
     ],
 )
 def test_a_foreign_file_is_named_as_what_it_is(key, word):
     assert word in describe_foreign([key])
+
+
+@pytest.mark.parametrize(("key", "whole"), [
+    ("base_model.model.conv_out.weight", True), ("base_model.model.a.to_out.0.base_layer.bias", True), ("unet.a.base_layer.bias", True),
+    ("base_model.model.token_embedding.token_adapter.trainable_tokens_delta", True), ("bundle_emb.cat.clip_l", False), ("lora_unet_a.scalar", False)])
+def test_what_peft_saves_whole_is_told_from_other_strays(key, whole):
+    assert is_whole_parameter(key) is whole
 
 
 def test_a_file_of_nothing_known_has_no_description():

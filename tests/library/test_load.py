@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -87,6 +88,19 @@ def test_keys_that_are_no_layers_are_told_and_not_used(tmp_path):
     stray = {"lora_unet_conv_in.scalar": torch.ones(1), "bundle_emb.cat.clip_l": torch.ones(1, 768)}
     network = open_network(save(tmp_path / "a.safetensors", {**kohya(suffix="conv_in"), **stray}))
     assert set(network.unused) == set(stray) and list(network.layers) == ["lora_unet_conv_in"]
+
+
+def test_an_opened_network_can_be_copied_and_handed_to_another_process(tmp_path):
+    path = tmp_path / "net.safetensors"
+    down, up = torch.randn(2, 6), torch.randn(4, 2)
+    factors = {f"lora_unet_{name}.lora_{part}.weight": tensor.clone() for name in ("a", "b") for part, tensor in (("down", down), ("up", up))}
+    write_tensors(path, {**factors, "bundle_emb.cat.string_to_param.*": torch.ones(1, 768)}, {})
+    pickled, copied = pickle.loads(pickle.dumps(open_network(path))), copy.deepcopy(open_network(path))
+    path.unlink()
+    for network in (pickled, copied):
+        assert list(network.layers) == ["lora_unet_a", "lora_unet_b"] and "lora_unet_c" not in network.layers
+        assert all(torch.equal(layer.delta(torch.zeros(4, 6)), up @ down) for layer in network.layers.values())
+        assert torch.equal(network.embeddings["cat"]["string_to_param.*"], torch.ones(1, 768))
 
 
 def test_diffusers_metadata_gives_alpha(tmp_path):

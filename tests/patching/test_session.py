@@ -255,6 +255,30 @@ def test_a_strength_that_is_not_finite_is_refused_and_what_was_on_stays(strength
     assert torch.equal(unet(*inputs()), on)
 
 
+@pytest.mark.parametrize(("arguments", "words"), [
+    (lambda: ("x",), "x.*is no module"), (lambda: (make_unet(), make_text()), "give a list of them"), (lambda: (None, ["te1"]), "te1.*is no module")])
+def test_what_is_no_model_is_refused_with_what_to_give(arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        lib_lycoris.patch(*arguments())
+
+
+@pytest.mark.parametrize("wrong", ["net.safetensors", ("net.safetensors", 1.0), (None, 1.0), 5], ids=str)
+def test_what_is_no_network_with_a_strength_is_refused_and_what_was_on_stays(wrong):
+    unet = make_unet()
+    with Session(unet) as session, torch.no_grad():
+        session.apply([(random_network(session.targets, 1, ["conv_in"]), 1.0)])
+        patched = unet(*inputs())
+        with pytest.raises(ConfigError, match=r"give pairs, like \(open_network"):
+            session.apply([wrong])
+        assert torch.equal(unet(*inputs()), patched)
+
+
+def test_a_model_without_its_first_text_encoder_keeps_the_second_ones_place():
+    text = make_text()
+    with lib_lycoris.patch(None, [None, text]) as session:
+        assert session.targets.keys() and {component for component, _ in session.targets} == {"te2"}
+
+
 def test_the_order_of_networks_changes_no_bit():
     unet = make_unet()
     session = Session(unet)
