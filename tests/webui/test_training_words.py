@@ -80,6 +80,7 @@ def test_an_embedding_that_is_made_meanwhile_neither_disturbs_the_training_nor_i
         reloads += 1
     assert wait(webui, "done")["step"] == 12 and reloads > 1
     assert (load_file(str(webui.data / "embeddings" / "zorbix.safetensors"))["emb_params"] == alone).all()
+    webui.picture(PROMPT)  # which lets the host look into its folder
     assert embeddings(webui)["zorbix"] == 2
 
 
