@@ -185,14 +185,14 @@ def _times(tensor: Tensor, scale: float) -> Tensor:
 
 
 def back_down(
-    outer: Tensor, x: Tensor, down: Tensor, geometry: Geometry | None, for_x: bool, for_down: bool
+    outer: Tensor, x: Tensor, down: Tensor, geometry: Geometry | None, for_x: bool, for_down: bool, groups: int = 1
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of x and `down` from that of their product."""
     if geometry is not None:
         stride, padding, dilation = geometry
         zeros = [0] * len(stride)
         by_x, by_down, _ = torch.ops.aten.convolution_backward(
-            outer, x, down, None, stride, padding, dilation, False, zeros, 1, [for_x, for_down, False]
+            outer, x, down, None, stride, padding, dilation, False, zeros, groups, [for_x, for_down, False]
         )
         return by_x, by_down
     return (outer @ down).view(x.shape) if for_x else None, outer.t() @ _rows(x) if for_down else None

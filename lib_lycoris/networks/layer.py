@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
 from lib_lycoris.errors import ConfigError
-from lib_lycoris.functional.added import Make, Pull, pulled
+from lib_lycoris.functional.added import Pull, pulled
 from lib_lycoris.networks.parts import base_of, bias_of, full_precision, output_with
 
 Way = Literal["beside", "weight", "factors"]
@@ -83,9 +83,9 @@ class Layer(Protocol):
         """
         return "beside"
 
-    def weight_and_factors(self, base: Tensor, strength: float) -> tuple[Callable[[], Tensor], Make]:
-        """What makes base + strength · ΔW(base), and what makes factors up [O,R] and down [R,I(,K,K)] with up · down = strength · ΔW and turns their gradients
-        into those of `trained_parameters`. Only of a kind that goes the way "factors".
+    def trained_factors(self, shape: Sequence[int], strength: float) -> tuple[tuple[Tensor, Tensor], Pull]:
+        """Factors up [O,R] and down [R,I(,K,K)] with up · down = strength · ΔW for a weight of that shape, and what turns their gradients into those of
+        `trained_parameters`. Only of a kind that goes the way "factors".
         """
         raise NotImplementedError(f"{self.algorithm} has no factors to train by")
 

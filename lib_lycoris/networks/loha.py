@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lib_lycoris.functional.added import Make, Pull, add_made_product, pulled
+from lib_lycoris.functional.added import Pull, add_made_product, pulled
 from lib_lycoris.functional.hadamard import add_hadamard, hadamard_delta, khatri_rao_factors, khatri_rao_with_gradients
 from lib_lycoris.functional.low_rank import conv_output, fold_core, linear_output
 from lib_lycoris.networks import parts
@@ -131,21 +131,13 @@ class LohaLayer(nn.Module, Layer):
         if plain is None:
             return super().weight_with(base, strength)
         with torch.no_grad():
-            matrix, pull = self._added_to(base, plain, strength)
+            matrix, pull = add_hadamard(base.reshape(len(base), -1), plain, strength * self.scale)
         return matrix.view(base.shape), lambda gradient: pull(gradient.reshape(matrix.shape))
 
-    def weight_and_factors(self, base: Tensor, strength: float) -> tuple[Callable[[], Tensor], Make]:
-        plain, scale = self._plain(), strength * self.scale
-
-        def make() -> tuple[tuple[Tensor, Tensor], Pull]:
-            (up, down), pull = self._made(plain)
-            return (up.mul_(scale), down.view(-1, *base.shape[1:])), lambda by_up, by_down: pull(by_up.mul_(scale), by_down.reshape(down.shape))
-
-        def weigh() -> Tensor:
-            with torch.no_grad():
-                return self._added_to(base, plain, strength)[0].view(base.shape)
-
-        return weigh, make
+    def trained_factors(self, shape: Sequence[int], strength: float) -> tuple[tuple[Tensor, Tensor], Pull]:
+        (up, down), pull = self._made(self._plain())
+        scale = strength * self.scale
+        return (up.mul_(scale), down.view(-1, *shape[1:])), lambda by_up, by_down: pull(by_up.mul_(scale), by_down.reshape(down.shape))
 
     def way(self, places: int | None = None, merges: bool = True) -> Way:
         rows, columns = self._size
@@ -196,9 +188,6 @@ class LohaLayer(nn.Module, Layer):
                 return khatri_rao_with_gradients(plain)
         factors = self.product()
         return factors, pulled(factors, self.trained_parameters())
-
-    def _added_to(self, base: Tensor, plain: list[Tensor], strength: float) -> tuple[Tensor, Pull]:
-        return add_hadamard(base.reshape(len(base), -1), plain, strength * self.scale)
 
     def _plain(self) -> list[Tensor] | None:
         """The parameters, if they are four matrices in float32, without cores, all of which are trained."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lib_lycoris.functional.added import Geometry, Pull, pulled
-from lib_lycoris.functional.merged import merged_output
 from lib_lycoris.functional.precision import autocasts
 from lib_lycoris.functional.rebuilt import rebuilt_output
 from lib_lycoris.networks.layer import Way
@@ -67,10 +66,7 @@ class TracedWeight(Tensor):
             x, geometry = F.pad(x, module._reversed_padding_repeated_twice), (geometry[0], (0,) * len(geometry[0]), geometry[2])
         if merges and way != "beside":
             bias = merged_bias(bias, self.own, self.effects)
-            if way == "factors":
-                effect = self.effects[0]
-                return merged_output(x, bias, *effect.layer.weight_and_factors(self.own, effect.amount), _parameters(self.effects), geometry)
-            return rebuilt_output(x, bias, self._sum, _parameters(self.effects), geometry, groups)
+            return rebuilt_output(x, bias, self._sum, _parameters(self.effects), geometry, groups, self._factors if way == "factors" else None)
         output = func(given, self.own, bias, *rest, **{name: value for name, value in kwargs.items() if name != "bias"})
         if way != "beside":
             own = merged_bias(None, self.own, self.effects)
@@ -88,6 +84,10 @@ class TracedWeight(Tensor):
             return self.effects[0].layer.weight_with(self.own, self.effects[0].amount)
         total = merge_in_graph(self.own, self.effects)
         return total, pulled([total], _parameters(self.effects))
+
+    def _factors(self) -> tuple[tuple[Tensor, Tensor], Pull]:
+        """Those of the one effect's ΔW, and the same."""
+        return self.effects[0].layer.trained_factors(self.own.shape, self.effects[0].amount)
 
     def _delta(self) -> tuple[Tensor, Pull]:
         """ΔW of all effects, float32, and the same."""

@@ -126,10 +126,15 @@ def read_prior(folder: Path, settings: DataSettings, known: Callable[[str], bool
     return tuple(pictures), [*problems, *_odd_captions(pictures)]
 
 
+def learned_too(pictures: Iterable[Picture], learned: Iterable[Picture]) -> list[Picture]:
+    """Those of the pictures that are among the learned ones, byte for byte."""
+    known = {picture.content for picture in learned}
+    return [picture for picture in pictures if picture.content in known]
+
+
 def odd_about_classes(prior: Iterable[Picture], learned: Iterable[Picture]) -> list[str]:
     """In words, which class pictures are learned as the new thing, too."""
-    first = {picture.content: picture for picture in learned}
-    both = [picture for picture in prior if picture.content in first]
+    both = learned_too(prior, learned)
     if not both:
         return []
     return [f"{len(both)} class picture{'s are' if len(both) > 1 else ' is'} among those to learn, too, byte for byte, as {both[0].path}: class pictures "

@@ -14,7 +14,7 @@ from .conditioning import CachedCaptions
 from .config import TrainConfig
 from .control_maps import ControlMaps
 from .controls import with_controls
-from .dataset import Dataset, Picture, odd_about_classes, read_dataset, read_prior
+from .dataset import Dataset, Picture, learned_too, odd_about_classes, read_dataset, read_prior
 from .latents import Latents
 from .material import Material, Part
 from .new_word import NewWord
@@ -96,12 +96,10 @@ def read_pictures(config: TrainConfig, watch: Watch | None = None) -> Pictures:
     elif any(picture.subset.control_folder is not None for picture in learned.pictures):
         odd = 'conditioning_data_dir is ignored: control pictures are for network.kind = "adapter"'
         learned = replace(learned, problems=(*learned.problems, odd))
-    if judged is not None:
-        known_ones = {picture.content for picture in learned.pictures}
-        both = [picture for picture in judged.pictures if picture.content in known_ones]
-        odd = [f"{len(both)} of {len(judged.pictures)} pictures in validation.folder are trained on, too, byte for byte, as {both[0].path}: the validation's "
-               "loss falls with them whatever is learned"] if both else []
-        learned = replace(learned, problems=(*learned.problems, *odd))
+    if judged is not None and (both := learned_too(judged.pictures, learned.pictures)):
+        odd = (f"{len(both)} of {len(judged.pictures)} pictures in validation.folder are trained on, too, byte for byte, as {both[0].path}: the validation's "
+               "loss falls with them whatever is learned")
+        learned = replace(learned, problems=(*learned.problems, odd))
     return Pictures(config, learned, judged, *_split(config, learned), cache)
 
 

@@ -124,7 +124,7 @@ class Preflight:
         ]
 
     def _seen(self) -> str:
-        seen = self.epochs * self.draws / max(self.pictures - self.kept_back, 1)
+        seen = _times_seen(self.epochs, self.draws, self.pictures - self.kept_back)
         if round(seen, 6) == round(self.epochs, 6):
             return f"every picture is seen about {_figure(seen)} times"
         return f"{_figure(self.epochs)} epochs, in which a picture is seen about {_figure(seen)} times, on average"
@@ -161,6 +161,11 @@ class Preflight:
         parts = {name: f"{count / 2**30:.2f}" for name, count in self.memory.items()}
         return [f"About {parts['total']} GiB of memory, an estimate: {parts['model']} the model, {parts['trained']} what is trained with its optimiser, "
                 f"{parts['step']} a step."]
+
+
+def _times_seen(epochs: float, draws: int, pictures: int) -> float:
+    """How often a picture is seen, on average over those that are learned from: with repeats an epoch has more draws than pictures."""
+    return epochs * draws / max(pictures, 1)
 
 
 def _counted(count: int, what: str) -> str:
@@ -204,7 +209,7 @@ def check_training(
     word = make_word(config, backbone)
     unet = sum(component == "unet" for component, _ in targets)
     epochs = steps * batch * config.training.gradient_accumulation / draws
-    seen = epochs * draws / max(len(dataset.pictures) - len(found.kept_back), 1)
+    seen = _times_seen(epochs, draws, len(dataset.pictures) - len(found.kept_back))
     framed = _framed(dataset.pictures)
     word_numbers = 0 if word is None else sum(value.numel() for value in word.vectors.values())
     memory = estimate_memory(config, backbone, targets, parameters + word_numbers, max((one.size for one in framed), key=math.prod)) if measure else None

@@ -143,8 +143,8 @@ def passed_folders(folder: Path) -> list[Path]:
 
 def _has_pictures(folder: Path) -> bool:
     try:
-        return any(path.suffix.lower() in PICTURES and not path.name.startswith(".") for path in folder.iterdir())
-    except OSError:
+        return bool(_files(folder, PICTURES))
+    except DatasetError:
         return False
 
 

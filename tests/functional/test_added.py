@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from lib_lycoris.functional.added import add_made_product, add_product, pulled
 from lib_lycoris.functional.added_kronecker import add_kronecker_product
 from lib_lycoris.functional.kept import recipe
-from lib_lycoris.functional.merged import merged_output
 from lib_lycoris.functional.rebuilt import rebuilt_output
 
 LINEAR = {"x": (2, 3, 5), "down": (2, 5), "up": (4, 2), "output": (2, 3, 4), "geometry": None}
@@ -153,10 +152,10 @@ def test_a_merged_product_gives_its_factors_the_same_gradients_as_one_beside(nam
     convolutions = {3: F.conv1d, 4: F.conv2d}
 
     def run(x, bias, down, up):
-        def weigh():
-            return base + torch.einsum("or,r...->o...", up, down * 0.7).detach()
+        def make():
+            return base + torch.einsum("or,r...->o...", up, down * 0.7).detach(), None
 
-        return merged_output(x, bias, weigh, made(lambda: (up * 0.7, down.clone()), down, up), (down, up), case["geometry"])
+        return rebuilt_output(x, bias, make, (down, up), case["geometry"], factors=made(lambda: (up * 0.7, down.clone()), down, up))
 
     own = F.linear(x, base, bias) if case["geometry"] is None else convolutions[x.ndim](x, base, bias, *case["geometry"])
     torch.testing.assert_close(run(x, bias, down, up), slow(own, x, down, up, 0.7, None, case["geometry"]))
