@@ -1,4 +1,4 @@
-// Cards of the page "LyCORIS": a click writes the network's tag into the prompt, or takes it out again. Two globals: lycoToggle, lycoRefreshCard.
+// Cards of the page "LyCORIS": a click writes the network's tag into the prompt, or takes it out again. One global: lyco.
 
 (function() {
     // The prompt's field of a tab, or its negative prompt's.
@@ -42,7 +42,7 @@
         updateInput(area);
     }
 
-    window.lycoToggle = function(tab, card) {
+    function toggle(tab, card) {
         const separator = setting("extra_networks_add_text_separator", " ");
         const prompt = field(tab, "prompt");
         const negative = field(tab, "neg_prompt");
@@ -61,10 +61,10 @@
         if (card.negative) {
             write(negative, negative.value + (negative.value ? separator : "") + card.negative);
         }
-    };
+    }
 
     // Draws one card anew, after its remarks were changed.
-    window.lycoRefreshCard = function(tab, name) {
+    function refreshCard(tab, name) {
         requestGet("./sd_extra_networks/get-single-card", {page: "lycoris", tabname: tab, name: name}, function(data) {
             const card = Array.from(gradioApp().querySelectorAll(`#${tab}_lycoris_cards > .card`)).find(each => each.dataset.name === name);
             if (!data || !data.html || !card) {
@@ -74,5 +74,7 @@
             holder.innerHTML = data.html; // made by the server, which escapes whatever a file says
             card.replaceWith(holder.firstElementChild);
         }, function() {});
-    };
+    }
+
+    window.lyco = {toggle, refreshCard};
 })();

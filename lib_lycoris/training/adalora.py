@@ -24,6 +24,9 @@ from .export import About, export_network
 from .material import Material
 from .selection import Key
 
+_ALPHA = 4.0
+"""Of every layer of an exported network: near the ranks that are left, so that the factors stay about as large as they are."""
+
 
 @dataclass(frozen=True)
 class Phases:
@@ -152,14 +155,14 @@ class AdaLoRAMethod:
 def lora_of(layer: AdaLoRALayer, shape: Sequence[int]) -> LowRankLayer | None:
     """The same ΔW as a LoRA layer for a weight of that shape, of as many ranks as have a Λ that is not zero; None where there is none.
 
-    Λ, with the scale in it, is split evenly between the factors, so that neither gets numbers too small for half precision; alpha is the layer's own rank, as
-    programs divide by the rank that they find.
+    Λ, with the scale in it, is split evenly between the factors, so that neither gets numbers too small for half precision. Programs divide alpha by the rank
+    that they find; it is the same for all layers, as diffusers mixes up the alphas of a file where they differ.
     """
     kept = layer.lora_E.flatten() != 0
     if not kept.any():
         return None
     values = layer.lora_E.flatten()[kept] * layer.scale
-    root = values.abs().sqrt()
-    down, up = root[:, None] * layer.lora_A[kept], layer.lora_B[:, kept] * (root * values.sign())
     rank, kernel = len(values), tuple(shape[2:])
-    return LowRankLayer(down.reshape(rank, *shape[1:]), up.reshape(shape[0], rank, *(1 for _ in kernel)), float(rank))
+    root = (values.abs() * (rank / _ALPHA)).sqrt()
+    down, up = root[:, None] * layer.lora_A[kept], layer.lora_B[:, kept] * (root * values.sign())
+    return LowRankLayer(down.reshape(rank, *shape[1:]), up.reshape(shape[0], rank, *(1 for _ in kernel)), _ALPHA)

@@ -102,8 +102,9 @@ PRESETS: tuple[Preset, ...] = (
         **_SD1, **_STYLE, "network.kind": "locon", "network.rank": 16, "network.alpha": 8.0, "network.conv_rank": 8, "training.learning_rate": 1e-4,
         "network.text_encoder": False,
     }),
-    Preset("style · AdaLoRA · SD 1.5 · 8 GB", "A way of drawing, with ranks where they matter most.", SD1, 8, {
-        **_SD1, **_STYLE, **_ADAPTIVE, "training.learning_rate": 5e-4, "network.text_encoder": False,
+    Preset("style · AdaLoRA · SD 1.5 · 8 GB", "A way of drawing, with ranks where they matter most, in attention's outputs and convolutions too.", SD1, 8, {
+        **_SD1, **_STYLE, **_ADAPTIVE, "network.targets": ("q", "k", "v", "out", "ff", "resnet"), "training.learning_rate": 5e-4,
+        "network.text_encoder": False,
     }),
     Preset("object · SD 1.5 · 8 GB", "A thing from five to twenty pictures, seen from several sides.", SD1, 8, {
         **_SD1, **_OBJECT, "network.kind": "lora", "network.rank": 8, "network.alpha": 8.0, "training.learning_rate": 1e-4,

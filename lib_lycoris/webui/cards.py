@@ -146,7 +146,7 @@ class NetworksPage(ui_extra_networks.ExtraNetworksPage):
         names = [network.tag_name, network.name, *self._relative(network.path), *([network.facts.hash[:12]] if network.facts.hash else [])]
         card = {"tag": network.tag_name, "names": list(dict.fromkeys(names)), "strength": remarks.get(WEIGHT) or None,
                 "text": remarks.get("activation text", "").strip(), "negative": remarks.get("negative text", "").strip()}
-        return html.escape(f"lycoToggle('{_TAB}', {json.dumps(card)})")
+        return html.escape(f"lyco.toggle('{_TAB}', {json.dumps(card)})")
 
     def _relative(self, path: Path) -> Iterator[str]:
         for folder in settings.network_folders():

@@ -55,7 +55,7 @@ class NetworkEditor(ui_extra_networks_user_metadata.UserMetadataEditor):
             outputs=[self.edit_name, self.html_filedata, self.html_preview, self.html_status, *changed, fields.tags],
         ).then(fn=self._draw.visible, inputs=[], outputs=[self.box])
         self.button_save.click(fn=self.save, inputs=[self.edit_name_input, *changed], outputs=[self.html_status]).then(
-            fn=None, _js=f"function(name, status){{ if (!status) {{ closePopup(); lycoRefreshCard({json.dumps(self.tabname)}, name); }} }}",
+            fn=None, _js=f"function(name, status){{ if (!status) {{ closePopup(); lyco.refreshCard({json.dumps(self.tabname)}, name); }} }}",
             inputs=[self.edit_name_input, self.html_status], outputs=[])
 
     def read(self, name: str) -> list[Any]:

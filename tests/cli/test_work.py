@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lib_lycoris.cli import main
+from lib_lycoris.files.adapters import read_adapter_facts
 from lib_lycoris.files.safetensors import read_header
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,3 +103,12 @@ def test_two_processes_that_accelerate_launched_train_one_network(config_file, t
     assert [line.get("step") for line in lines] == [1, 2, 3, None]  # the second says nothing
     assert lines[-1]["done"]["path"] == str(tmp_path / "outputs" / "zorb.safetensors")
     assert json.loads(read_header(lines[-1]["done"]["state"]).metadata["lyco_state"])["numbers"]["processes"] == 2
+
+
+def test_an_adapter_is_trained_from_the_command_line(config_file, tmp_path, capsys):
+    pytest.importorskip("cv2", reason="OpenCV is not here; the WebUI has it")
+    asked = [argument for value in ("network.kind=adapter", "network.rank=16", "data.preprocessor=canny") for argument in ("--set", value)]
+    assert main.main(["train", str(config_file), *asked]) == 0
+    assert "use it as an adapter, with a control picture" in capsys.readouterr().out
+    facts = read_adapter_facts(tmp_path / "outputs" / "zorb.safetensors")
+    assert (facts.base_model, facts.preprocessor) == ("sd_v1", "canny")

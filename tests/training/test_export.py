@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from lib_lycoris.errors import ConfigError, TrainingError
@@ -192,6 +193,31 @@ def test_pefts_own_loader_takes_both_of_sdxls_text_encoders(name, tmp_path):
         assert len(wanted) == 2
         for (_, name), weight in wanted.items():
             torch.testing.assert_close(found.get(name, found.get(name.removeprefix("text_model_"))), weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's own
+def test_diffusers_own_loader_gives_a_pruned_networks_layers_what_we_do(tmp_path):
+    pytest.importorskip("peft")
+    loaders, models = pytest.importorskip("diffusers.loaders"), pytest.importorskip("diffusers")
+    unet = models.UNet2DConditionModel(block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=12, attention_head_dim=4, norm_num_groups=4,
+                                       down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+    settings = NetworkSettings(kind="adalora", alpha=None, init_rank=6, target_rank=3, text_encoder=False, targets=("q", "k", "v", "out", "ff", "resnet"))
+    targets = select_targets(find_targets(unet), settings)
+    method = make_method(settings, targets, 100, 0, torch.device("cpu"))
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for number, layer in enumerate(method.layers.values()):
+            for parameter in layer.parameters():
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=draw))
+            layer.lora_E[1 + number % 5 :] = 0
+    before = {key: target.module.weight.detach().clone() for key, target in targets.items()}
+    save_file(network_tensors(method.export_layers(), "fp32"), str(tmp_path / "net.safetensors"))
+    state, alphas = loaders.StableDiffusionLoraLoaderMixin.lora_state_dict(str(tmp_path), weight_name="net.safetensors", unet_config=unet.config)
+    unet.load_lora_adapter(state, prefix="unet", network_alphas=alphas)
+    unet.fuse_lora()
+    after = {name.replace(".base_layer", "").removesuffix(".weight").replace(".", "_"): tensor for name, tensor in unet.state_dict().items()}
+    for key, layer in method.layers.items():
+        torch.testing.assert_close(after[key[1]] - before[key], layer.delta(before[key]).detach(), rtol=1e-3, atol=1e-5, msg=str(key))
 
 
 @pytest.mark.parametrize("network", [{"kind": "lokr"}, {"kind": "full"}, {"kind": "norm"}, {"kind": "ia3"}, {"kind": "loha", "dora": True}])

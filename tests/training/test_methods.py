@@ -15,10 +15,11 @@ from lib_lycoris.patching.targets import find_targets
 from lib_lycoris.training import export
 from lib_lycoris.training.adalora import AdaLoRAMethod, lora_of, phases
 from lib_lycoris.training.allocator import RankAllocator
-from lib_lycoris.training.config import NetworkSettings
+from lib_lycoris.training.config import NetworkSettings, TrainConfig
 from lib_lycoris.training.flat import Flat
 from lib_lycoris.training.loop import train
 from lib_lycoris.training.methods import make_method
+from lib_lycoris.training.presets import PRESETS
 from lib_lycoris.training.selection import select_targets
 
 from .fake import FakeBackbone
@@ -120,6 +121,18 @@ def test_a_text_encoder_is_trained_alone_where_only_its_layers_are_named(kind, t
     assert {component for component, _ in network.targets.values()} == {"te1"} and sum(losses[-15:]) < sum(losses[:15])
 
 
+def test_adalora_trains_what_its_paper_found_best_and_a_preset_adds_outputs_and_convolutions():
+    backbone = FakeBackbone()
+    targets = find_targets(backbone.unet, backbone.text_encoders)
+    preset = next(preset for preset in PRESETS if preset.name.startswith("style · AdaLoRA"))
+    usual, more = (set(select_targets(targets, settings)) for settings in (
+        NetworkSettings(kind="adalora", alpha=None), TrainConfig().change({**preset.values, "network.text_encoder": True}).network))
+    ends = ("to_q", "to_k", "to_v", "q_proj", "k_proj", "v_proj", "fc1", "fc2")
+    assert usual == {key for key in more if key[1].endswith(ends)}
+    assert {key[1].rpartition("_blocks_0_")[2] for key in more - usual if key[0] == "unet"} == {
+        "attn2_to_out_0", "resnets_0_conv1", "resnets_0_conv2", "resnets_0_time_emb_proj"}
+
+
 def test_a_unet_is_trained_alone_where_only_its_layers_are_named_and_a_name_that_none_has_is_told():
     backbone = FakeBackbone()
     targets = find_targets(backbone.unet, backbone.text_encoders)
@@ -193,7 +206,8 @@ def test_ranks_are_taken_away_to_the_budget_and_the_export_is_exact():
         weight = torch.zeros(SHAPES[key[1]])
         delta = exported[key].delta(weight) if key in exported else weight
         torch.testing.assert_close(delta, layer.delta(weight).detach(), rtol=1e-5, atol=1e-8)
-        assert key not in exported or (exported[key].rank == kept[f"unet.{key[1]}"] and exported[key].scale == 1)
+        assert key not in exported or exported[key].rank == kept[f"unet.{key[1]}"]
+    assert len({layer.alpha for layer in exported.values()}) == 1, "diffusers mixes alphas up where they differ"
 
 
 def test_a_layer_without_ranks_has_no_lora():

@@ -54,7 +54,7 @@ def put(path, tensors=TENSORS, **metadata):
 def click(item):
     """What a click hands to the page's script."""
     text = Elements(f'<i onclick="{item["onclick"]}">').found[0][1]["onclick"]
-    assert text.startswith("lycoToggle('") and text.endswith(")")
+    assert text.startswith("lyco.toggle('") and text.endswith(")")
     return json.loads(text.partition(", ")[2][:-1])
 
 
@@ -76,7 +76,7 @@ def test_nothing_that_a_file_says_becomes_html(page, stand_in_webui, tmp_path, a
     attributes = {name for _, attrs in read.found for name in attrs}
     assert attributes <= {"class", "onclick", "data-name", "data-clipboard-text", "data-path", "data-hash", "data-sort-default", "data-sort-date_created",
                           "data-sort-date_modified", "data-sort-name", "data-sort-path"}
-    assert {attrs["onclick"].partition("(")[0] for _, attrs in read.found if "onclick" in attrs} == {"lycoToggle"}
+    assert {attrs["onclick"].partition("(")[0] for _, attrs in read.found if "onclick" in attrs} == {"lyco.toggle"}
     assert read.text.count(IMAGE) >= 4 and FOLDER in read.text
     assert {attrs["data-name"] for _, attrs in read.found if "data-name" in attrs} >= {FILE, INNER}
     assert click(found[FILE]) == {"tag": "ab" * 6, "names": ["ab" * 6, FILE], "strength": -0.5, "text": f"{SCRIPT}\nnext\u2028line", "negative": IMAGE}
