@@ -148,6 +148,16 @@ def fixed_loss(backbone, samples):
     return float(torch.stack(losses).mean())
 
 
+def samples_of(backbone, folder):
+    """The pictures of `write_pictures` as `fixed_loss` takes them."""
+    samples = []
+    for number, colour in enumerate(("red", "blue")):
+        picture = read_picture(folder / f"{number}.png", 96)
+        size = tuple(picture.shape[1:])
+        samples.append((backbone.encode_pictures(picture[None], torch.Generator().manual_seed(0)), f"a plain {colour} wall", Framing(size, (0, 0), size)))
+    return samples
+
+
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def trained(request, tmp_path_factory, backbones):
     """A training of each: (architecture, backbone, result, the layers that were trained, what the trainer asked of the model, folder)."""
@@ -221,16 +231,36 @@ def test_the_file_gives_the_trained_weights_on_the_same_model_and_a_smaller_loss
         weight = targets[key].module.weight
         torch.testing.assert_close(found[key].delta(weight), layer.delta(weight).detach(), rtol=1e-5, atol=1e-7, msg=str(key))
 
-    samples = []
-    for number, colour in enumerate(("red", "blue")):
-        picture = read_picture(folder / "data" / f"{number}.png", 96)
-        size = tuple(picture.shape[1:])
-        samples.append((backbone.encode_pictures(picture[None], torch.Generator().manual_seed(0)), f"a plain {colour} wall", Framing(size, (0, 0), size)))
+    samples = samples_of(backbone, folder / "data")
     before = fixed_loss(backbone, samples)
     with patch(backbone.unet, backbone.text_encoders) as session:
         assert session.apply([(network, 1.0)]) == []
         after = fixed_loss(backbone, samples)
     assert after < 0.9 * before, (before, after)
+    assert fixed_loss(backbone, samples) == before
+
+
+OTHERS = {  # kind: settings other than a LoCon's, and the rate
+    "lora": ({}, 0.01), "locon, Tucker": ({"kind": "locon", "tucker": True}, 0.01), "dora": ({"kind": "locon", "dora": True}, 0.01),
+    "loha": ({"kind": "loha"}, 0.01), "lokr": ({"kind": "lokr"}, 0.01), "adalora": ({"kind": "adalora", "target_rank": 1, "init_rank": 2}, 0.1),
+    "full": ({"kind": "full"}, 1e-3), "norm": ({"kind": "norm"}, 0.03), "ia3": ({"kind": "ia3"}, 0.03),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kind_is_trained_and_its_file_lowers_the_loss(architecture, kind, backbones, tmp_path):
+    backbone, (network, rate) = backbones[architecture], OTHERS[kind]
+    config = TrainConfig.from_dict({
+        "data": {"folders": [str(write_pictures(tmp_path / "data"))], "resolution": 96, "bucket_step": 32, "batch_size": 1},
+        "network": {"kind": kind, **network}, "training": {"steps": 10, "learning_rate": rate, "schedule": "constant"},
+        "output": {"folder": str(tmp_path), "name": "net", "dtype": "fp32", "save_every": 0},
+    })
+    network, samples = open_network(loop.train(config, backbone).path), samples_of(backbone, tmp_path / "data")
+    before = fixed_loss(backbone, samples)
+    with patch(backbone.unet, backbone.text_encoders) as session:
+        assert session.apply([(network, 1.0)]) == []
+        assert fixed_loss(backbone, samples) < before
     assert fixed_loss(backbone, samples) == before
 
 

@@ -11,6 +11,7 @@ import urllib.error
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -248,6 +249,38 @@ def test_what_the_user_has_chosen_for_pictures_neither_disturbs_a_training_nor_i
     finally:
         webui.set_options(**usual)
     assert (webui.networks / "chosen.safetensors").read_bytes()[-4000:] == (webui.networks / "plain.safetensors").read_bytes()[-4000:]
+
+
+@pytest.mark.webui
+def test_every_attention_of_the_hosts_and_recomputed_blocks_give_the_same_network(real_webui, folder):
+    webui = real_webui
+    before, model = webui.picture(PROMPT, checkpoint=webui.base), webui.model()
+    made = {"plain": load_file(finished(webui, config(folder, "plain"))["path"])}
+    made["recomputed"] = load_file(finished(webui, config(folder, "recomputed", training={"gradient_checkpointing": True}))["path"])
+    try:
+        for name in ("sdp", "Doggettx", "V1", "InvokeAI", "None"):
+            webui.set_options(cross_attention_optimization=name)
+            made[name] = load_file(finished(webui, config(folder, f"with {name}"))["path"])
+    finally:
+        webui.set_options(cross_attention_optimization="Automatic")
+    for name, tensors in made.items():
+        for key, value in made["plain"].items():
+            assert (tensors[key] - value).norm() <= 1e-3 * value.norm() + 1e-6, (name, key)
+    assert webui.model() == model
+    assert webui.picture(PROMPT).pictures == before.pictures
+
+
+@pytest.mark.webui
+def test_class_pictures_are_made_by_the_hosts_own_sampler(real_webui, folder, tmp_path):
+    webui = real_webui
+    before, model = webui.picture(PROMPT, checkpoint=webui.base), webui.model()
+    prior = {"prior_prompt": "a shape", "prior_folder": str(tmp_path / "classes"), "prior_pictures": 3}
+    plain = load_file(finished(webui, config(folder, "no prior"))["path"])
+    kept = load_file(finished(webui, config(folder, "with prior", data=prior))["path"])
+    assert len(list((tmp_path / "classes").glob("*.png"))) == 3
+    assert any(not torch.equal(plain[key], kept[key]) for key in plain)
+    assert webui.model() == model
+    assert webui.picture(PROMPT).pictures == before.pictures
 
 
 def autoencoder_of(checkpoint):
